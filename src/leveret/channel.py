@@ -1,0 +1,393 @@
+"""Channels: where everything but connecting starts."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+from pamqp.base import Frame
+from pamqp.commands import Basic
+from pamqp.commands import Channel as ChannelMethods
+from pamqp.commands import Exchange as ExchangeMethods
+from pamqp.commands import Queue as QueueMethods
+
+from leveret.callbacks import CallbackCollection
+from leveret.exceptions import ChannelInvalidStateError
+from leveret.exchange import Exchange
+from leveret.message import ReturnedMessage
+from leveret.queue import Queue
+from leveret.transaction import Transaction
+from leveret.types import Arguments, ExchangeType, TimeoutType
+from leveret.wire.channel import WireChannel
+from leveret.wire.codec import Return
+from leveret.wire.methods import make
+
+if TYPE_CHECKING:
+    from leveret.connection import Connection
+
+CLOSE_TIMEOUT = 10
+"""Seconds that closing may take by default."""
+
+
+class Channel:
+    """A channel of a connection. Get one from ``connection.channel()``.
+
+    Open it with ``await connection.channel()`` or ``async with connection.channel() as channel:``. Any number of
+    tasks may use it at a time, publishers too: there is no need for a pool.
+
+    A mistake (a missing queue, other arguments than a queue has) makes the broker close the channel; the call that
+    made it raises the broker's words, every later one ChannelInvalidStateError, and other channels never notice.
+    :meth:`reopen` makes it usable again.
+
+    Attributes:
+        close_callbacks: called with (channel, exception) when it is closed, by whomever.
+        return_callbacks: called with (channel, :class:`~leveret.ReturnedMessage`) when a mandatory message comes back.
+        default_exchange: routes to the queue named by the routing key.
+
+    https://www.rabbitmq.com/docs/channels
+    """
+
+    QUEUE_CLASS: type[Queue] = Queue
+    EXCHANGE_CLASS: type[Exchange] = Exchange
+
+    def __init__(
+        self,
+        connection: Connection,
+        channel_number: int | None = None,
+        publisher_confirms: bool = True,
+        on_return_raises: bool = False,
+    ) -> None:
+        if on_return_raises and not publisher_confirms:
+            raise RuntimeError("on_return_raises needs publisher_confirms: without them nobody waits for the publish")
+        self.publisher_confirms = publisher_confirms
+        self.on_return_raises = on_return_raises
+        self.close_callbacks: CallbackCollection[Channel, [BaseException | None]] = CallbackCollection(self)
+        self.return_callbacks: CallbackCollection[Channel, [ReturnedMessage]] = CallbackCollection(self)
+        self.default_exchange = self.EXCHANGE_CLASS(self, "", durable=True)
+        self.handler_tasks: set[asyncio.Task[None]] = set()
+        self._connection = connection
+        self._requested_number = channel_number
+        self._wire: WireChannel | None = None
+        self._closed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def __str__(self) -> str:
+        return "Not initialized channel" if self._wire is None else str(self.number)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.is_closed else "open"
+        return f"<{type(self).__name__}: {self} {state}>"
+
+    # --------------------------------------------------------------------------------------- opening, closing
+
+    def __await__(self) -> Generator[Any, Any, Channel]:
+        yield from self.initialize().__await__()
+        return self
+
+    async def __aenter__(self) -> Channel:
+        if not self.is_initialized:
+            await self.initialize()
+        return self
+
+    async def __aexit__(self, exc_type: object, exc: BaseException | None, tb: object) -> None:
+        await self.close(exc)
+
+    async def initialize(self, timeout: TimeoutType = None) -> None:
+        """Open it (``channel.open``, and ``confirm.select`` unless told otherwise).
+
+        Args:
+            timeout: seconds; None for the connection's ``operation_timeout``.
+
+        Raises:
+            RuntimeError: it was opened before.
+            ChannelInvalidStateError: the connection is not open.
+            ChannelLimitReached: the connection has all channels that it may have.
+        """
+        if self._wire is not None:
+            raise RuntimeError("Already initialized")
+        await self._open(timeout)
+
+    async def reopen(self) -> None:
+        """Open it again after it was closed, with its callbacks; QoS and consumers are the caller's to set up again."""
+        await self.close()
+        self._closed = asyncio.get_running_loop().create_future()
+        await self._open(None)
+
+    async def _open(self, timeout: TimeoutType) -> None:
+        self._wire = await WireChannel.open(
+            self._connection.open_transport(),
+            self,
+            number=self._requested_number,
+            publisher_confirms=self.publisher_confirms,
+            timeout=self.seconds(timeout),
+        )
+        self._connection.adopt(self)
+
+    async def close(self, exc: BaseException | None = None, *, timeout: float = CLOSE_TIMEOUT) -> None:
+        """Close it: end its callbacks, wait for outstanding confirms, shake hands.
+
+        Callbacks that still run are cancelled, and their messages requeued by the broker. Publishes that are not
+        confirmed by the deadline end as PublishOutcomeUnknown. It never raises and never takes longer than
+        *timeout*; closing what is closed does nothing.
+
+        Args:
+            exc: as in aio-pika; it changes nothing.
+            timeout: seconds.
+
+        Cancellation: it is closed without waiting for the broker's answer.
+        """
+        wire = self._wire
+        if wire is None or (self._closed.done() and not self.handler_tasks):
+            return
+        deadline = asyncio.get_running_loop().time() + timeout
+        self.stop_consumers()
+        await self.end_handlers(deadline)
+        await wire.close(deadline)
+
+    def stop_consumers(self) -> None:
+        """Start no more callbacks."""
+        if self._wire is not None:
+            self._wire.stop_consumers()
+
+    async def wait_for_confirms(self, deadline: float) -> None:
+        """Wait until every publish is settled, or until *deadline* in event loop time."""
+        if self._wire is not None:
+            await self._wire.wait_for_confirms(deadline)
+
+    async def end_handlers(self, deadline: float) -> None:
+        """Cancel the callbacks that run, and wait for their end (but not for the one that calls this)."""
+        tasks = self.handler_tasks - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=max(0, deadline - asyncio.get_running_loop().time()))
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether it was ever opened."""
+        return self._wire is not None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it is closed, or not yet opened."""
+        return self._wire is None or not self._wire.is_open
+
+    def closed(self) -> asyncio.Future[bool]:
+        """A future that is True once the channel is closed, by whomever."""
+        return asyncio.shield(self._closed)
+
+    @property
+    def number(self) -> int | None:
+        """The channel number; before opening the one that was asked for."""
+        return self._requested_number if self._wire is None else self._wire.number
+
+    # ------------------------------------------------------------------------------------ what the wire says
+
+    def on_returned(self, method: Return, properties: bytes, body: bytes) -> ReturnedMessage:
+        """A mandatory message came back."""
+        message = ReturnedMessage(method.reply_code, method.reply_text, method.route, properties, body)
+        self.return_callbacks(message)
+        return message
+
+    def on_wire_lost(self, wire: WireChannel, error: Exception) -> None:
+        """The channel was closed, by this side, by the broker, or with its connection."""
+        if wire is self._wire and not self._closed.done():
+            self._closed.set_result(True)
+            self._connection.disown(self)
+            self.close_callbacks(error)
+
+    # -------------------------------------------------------------------------- for exchanges, queues, iterators
+
+    @property
+    def wire(self) -> WireChannel:
+        """The open channel below.
+
+        Raises:
+            ChannelInvalidStateError: it is closed, or was not opened.
+        """
+        wire = self._wire
+        if wire is None:
+            raise ChannelInvalidStateError("the channel was not opened: await it, or use it with async with")
+        return wire
+
+    def seconds(self, timeout: TimeoutType) -> float:
+        """*timeout*, or the connection's ``operation_timeout`` for None."""
+        return self._connection.operation_timeout if timeout is None else timeout
+
+    def new_consumer_tag(self) -> str:
+        """A consumer tag that nobody else has."""
+        return f"ctag{self.number}.{secrets.token_hex(16)}"
+
+    async def call(self, method: Frame, timeout: TimeoutType) -> Any:
+        """Send *method* and wait for its reply."""
+        return await self.wire.call(method, self.seconds(timeout))
+
+    async def call_or_send(self, method: Any, timeout: TimeoutType) -> Any:
+        """The same, but do not wait where *method* says ``nowait``."""
+        if method.nowait:
+            self.wire.send(method)
+            return None
+        return await self.call(method, timeout)
+
+    # --------------------------------------------------------------------------------------------- declaring
+
+    async def declare_exchange(
+        self,
+        name: str,
+        type: ExchangeType | str = ExchangeType.DIRECT,
+        *,
+        durable: bool = False,
+        auto_delete: bool = False,
+        internal: bool = False,
+        passive: bool = False,
+        arguments: Arguments = None,
+        timeout: TimeoutType = None,
+    ) -> Exchange:
+        """Create the exchange if there is none (``exchange.declare``).
+
+        Args:
+            name: at most 255 bytes; names that begin with ``amq.`` are the broker's.
+            type: an :class:`~leveret.ExchangeType` or a string. RabbitMQ 3.10 closes the connection, later releases
+                the channel, over a type that they do not have.
+            durable: keep it over a restart of the broker.
+            auto_delete: delete it when its last binding goes.
+            internal: only other exchanges may publish to it.
+            passive: only check that it exists.
+            arguments: such as ``alternate-exchange``.
+            timeout: seconds; None for the connection's ``operation_timeout``.
+
+        Raises:
+            ChannelPreconditionFailed: it exists with other properties. This closes the channel.
+            ChannelNotFoundEntity: *passive*, and it does not exist. This closes the channel.
+        """
+        exchange = self.EXCHANGE_CLASS(
+            self,
+            name,
+            type,
+            durable=durable,
+            auto_delete=auto_delete,
+            internal=internal,
+            passive=passive,
+            arguments=arguments,
+        )
+        await exchange.declare(timeout)
+        return exchange
+
+    async def get_exchange(self, name: str, *, ensure: bool = True) -> Exchange:
+        """An exchange that exists; with *ensure* the broker is asked whether it does (a passive declare)."""
+        if ensure:
+            return await self.declare_exchange(name, passive=True)
+        return self.EXCHANGE_CLASS(self, name, passive=True)
+
+    async def declare_queue(
+        self,
+        name: str | None = None,
+        *,
+        durable: bool = False,
+        exclusive: bool = False,
+        passive: bool = False,
+        auto_delete: bool = False,
+        arguments: Arguments = None,
+        timeout: TimeoutType = None,
+    ) -> Queue:
+        """Create the queue if there is none (``queue.declare``).
+
+        Args:
+            name: at most 255 bytes; None or "" lets the broker choose one.
+            durable: keep it over a restart of the broker, with its persistent messages.
+            exclusive: only this connection may use it, and it goes with the connection.
+            passive: only check that it exists.
+            auto_delete: delete it when its last consumer goes.
+            arguments: such as ``x-queue-type``, ``x-message-ttl``, ``x-dead-letter-exchange``.
+            timeout: seconds; None for the connection's ``operation_timeout``.
+
+        Raises:
+            ChannelPreconditionFailed: it exists with other properties. This closes the channel.
+            ChannelNotFoundEntity: *passive*, and it does not exist. This closes the channel.
+            ChannelLockedResource: it is another connection's exclusive queue. This closes the channel.
+
+        https://www.rabbitmq.com/docs/queues
+        """
+        queue = self.QUEUE_CLASS(self, name, durable, exclusive, auto_delete, arguments, passive)
+        await queue.declare(timeout)
+        return queue
+
+    async def get_queue(self, name: str, *, ensure: bool = True) -> Queue:
+        """A queue that exists; with *ensure* the broker is asked whether it does (a passive declare)."""
+        if ensure:
+            return await self.declare_queue(name, passive=True)
+        return self.QUEUE_CLASS(self, name, False, False, False, None, True)
+
+    async def exchange_delete(
+        self, exchange_name: str, timeout: TimeoutType = None, if_unused: bool = False, nowait: bool = False
+    ) -> ExchangeMethods.DeleteOk | None:
+        """Delete an exchange by name (``exchange.delete``)."""
+        method = make(ExchangeMethods.Delete, exchange=exchange_name, if_unused=if_unused, nowait=nowait)
+        result: ExchangeMethods.DeleteOk | None = await self.call_or_send(method, timeout)
+        return result
+
+    async def queue_delete(
+        self,
+        queue_name: str,
+        timeout: TimeoutType = None,
+        if_unused: bool = False,
+        if_empty: bool = False,
+        nowait: bool = False,
+    ) -> QueueMethods.DeleteOk | None:
+        """Delete a queue by name (``queue.delete``)."""
+        method = make(QueueMethods.Delete, queue=queue_name, if_unused=if_unused, if_empty=if_empty, nowait=nowait)
+        result: QueueMethods.DeleteOk | None = await self.call_or_send(method, timeout)
+        return result
+
+    # ------------------------------------------------------------------------------------------ QoS and the rest
+
+    async def set_qos(
+        self,
+        prefetch_count: int = 0,
+        prefetch_size: int = 0,
+        global_: bool = False,
+        timeout: TimeoutType = None,
+    ) -> Basic.QosOk:
+        """How many unacknowledged messages the broker sends ahead (``basic.qos``).
+
+        Args:
+            prefetch_count: 0 (no limit) to 65,535; counts for each consumer that starts afterwards.
+            prefetch_size: must be 0; RabbitMQ does not implement it, and would close the connection.
+            global_: count for all consumers of the channel together; refused on channels with quorum queue
+                consumers.
+            timeout: seconds; None for the connection's ``operation_timeout``.
+
+        Raises:
+            ValueError: a value that RabbitMQ does not take.
+
+        https://www.rabbitmq.com/docs/consumer-prefetch
+        """
+        if prefetch_size != 0:
+            raise ValueError("RabbitMQ does not implement prefetch_size, and would close the connection (540)")
+        if not 0 <= prefetch_count <= 65_535:
+            raise ValueError(f"prefetch_count must be from 0 (no limit) to 65535, not {prefetch_count}")
+        result: Basic.QosOk = await self.call(make(Basic.Qos, prefetch_count=prefetch_count, global_=global_), timeout)
+        return result
+
+    async def flow(self, active: bool = True) -> ChannelMethods.FlowOk:
+        """Ask the broker to go on delivering (``channel.flow``).
+
+        Raises:
+            ValueError: *active* is False; RabbitMQ does not implement it, and would close the connection. Use a
+                small prefetch, or cancel the consumer.
+        """
+        if not active:
+            raise ValueError("RabbitMQ does not implement channel.flow(False), and would close the connection (540)")
+        result: ChannelMethods.FlowOk = await self.call(make(ChannelMethods.Flow, active=active), None)
+        return result
+
+    def transaction(self) -> Transaction:
+        """A transaction, for ``async with``.
+
+        Raises:
+            RuntimeError: the channel has publisher confirms, which AMQP does not combine with transactions.
+        """
+        if self.publisher_confirms:
+            raise RuntimeError("transactions need a channel opened with publisher_confirms=False")
+        return Transaction(self)

@@ -1,0 +1,361 @@
+"""Connections: where a program starts."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl as ssl_module
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pamqp.commands import Connection as ConnectionMethods
+from yarl import URL
+
+from leveret.callbacks import CallbackCollection
+from leveret.channel import CLOSE_TIMEOUT, Channel
+from leveret.exceptions import ChannelInvalidStateError, ConnectionClosed, ConnectTimeout, fresh
+from leveret.log import get_logger, printable
+from leveret.types import FieldValue, SSLOptions, TimeoutType
+from leveret.url import make_url, parse_url, redact
+from leveret.wire.methods import make
+from leveret.wire.transport import Transport
+
+if TYPE_CHECKING:
+    from typing import Self
+
+_log = get_logger(__name__)
+
+C = TypeVar("C", bound="Connection")
+
+
+class Connection:
+    """A connection to the broker. Get one from :func:`connect`.
+
+    It closes itself at the end of ``async with``. When the broker or the network ends it, everything that waits on
+    it raises, ``close_callbacks`` are told why, and it stays closed.
+
+    Attributes:
+        url: what it connects to, with the password in it; ``str(connection)`` hides that.
+        close_callbacks: called with (connection, exception) when it is closed, by whomever.
+        blocked_callbacks: called with (connection, reason) when the broker blocks publishers, for lack of memory or
+            disk, and with (connection, None) when it lets them go on.
+        connected: an ``asyncio.Event`` that is set while it is open.
+
+    https://www.rabbitmq.com/docs/connections
+    """
+
+    CHANNEL_CLASS: type[Channel] = Channel
+
+    def __init__(
+        self,
+        url: URL | str,
+        loop: asyncio.AbstractEventLoop | None = None,
+        ssl_context: ssl_module.SSLContext | None = None,
+        client_properties: Mapping[str, FieldValue] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.url = make_url(url, **kwargs)
+        self.loop = loop or asyncio.get_event_loop()
+        self.close_callbacks: CallbackCollection[Connection, [BaseException | None]] = CallbackCollection(self)
+        self.blocked_callbacks: CallbackCollection[Connection, [str | None]] = CallbackCollection(self)
+        self.connected = asyncio.Event()
+        self._parameters = parse_url(self.url)
+        self._ssl_context = ssl_context
+        self._client_properties = client_properties
+        self._transport: Transport | None = None
+        self._channels: set[Channel] = set()
+        self._close_called = False
+        self._closed: asyncio.Future[bool] = self.loop.create_future()
+
+    def __str__(self) -> str:
+        return redact(self.url)
+
+    def __repr__(self) -> str:
+        return f'<{type(self).__name__}: "{self}">'
+
+    # --------------------------------------------------------------------------------------- opening, closing
+
+    async def connect(self, timeout: TimeoutType = None) -> None:
+        """Connect and log in; :func:`connect` does it for you.
+
+        Args:
+            timeout: seconds for the whole; None leaves it at the limit for each stage (``connect_timeout``).
+
+        Raises:
+            RuntimeError: it is connected, or was closed.
+            AMQPConnectionError: as :func:`connect`.
+        """
+        if self._transport is not None or self._close_called:
+            raise RuntimeError("a Connection connects once; make another")
+        self._warn_of_cleartext()
+        try:
+            async with asyncio.timeout(timeout):
+                self._transport = await Transport.connect(
+                    self._parameters,
+                    on_lost=self._on_lost,
+                    on_blocked=self._on_blocked,
+                    client_properties=self._client_properties,
+                    ssl_context=self._ssl_context,
+                )
+        except TimeoutError as exc:
+            if isinstance(exc, ConnectTimeout):
+                raise
+            p = self._parameters
+            raise ConnectTimeout(f"not connected to {p.host}:{p.port} within {timeout:g} s") from None
+        if not self._transport.is_open:  # lost before this task came to run again
+            raise self._transport.closed_error()
+        self.connected.set()
+
+    def _warn_of_cleartext(self) -> None:
+        p = self._parameters
+        if (
+            not p.ssl
+            and p.auth != "external"
+            and not (p.host == "localhost" or p.host.startswith("127.") or p.host == "::1")
+        ):
+            _log.warning("%s: the password goes over the network in clear text; use amqps://", self)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self, exc: BaseException | None = None, *, timeout: float = CLOSE_TIMEOUT) -> None:
+        """Close it: end the callbacks, wait for outstanding confirms, shake hands.
+
+        Callbacks that still run are cancelled, and their messages requeued. Publishes that are not confirmed by the
+        deadline end as PublishOutcomeUnknown. It never takes longer than *timeout*, whatever the broker does, and
+        may be called at any time, in any state, again, and from inside a callback.
+
+        Args:
+            exc: what ``close_callbacks`` and those who wait on the connection get; None for a ConnectionClosed.
+            timeout: seconds.
+
+        Cancellation: the socket is closed at once.
+        """
+        first = not self._close_called
+        self._close_called = True
+        transport = self._transport
+        if transport is None:
+            self._set_closed(exc)
+            return
+        if not first:
+            await transport.closed(self.loop.time() + timeout)
+            return
+        error = exc if isinstance(exc, Exception) else _normal_close()
+        deadline = self.loop.time() + timeout
+        channels = list(self._channels)
+        try:
+            for channel in channels:
+                channel.stop_consumers()
+            await asyncio.gather(*(channel.end_handlers(deadline) for channel in channels))
+            await asyncio.gather(*(channel.wait_for_confirms(deadline) for channel in channels))
+            await transport.close(error, deadline)
+        finally:
+            transport.abort(error)
+            self._set_closed(error)
+
+    def _on_lost(self, error: Exception) -> None:
+        """The transport died."""
+        self.connected.clear()
+        if not self._close_called:
+            _log.warning("%s: connection lost: %s", self, printable(str(error)))
+        self._set_closed(error)
+
+    def _set_closed(self, error: BaseException | None) -> None:
+        if not self._closed.done():
+            self._closed.set_result(True)
+            self.close_callbacks(error)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed, or lost."""
+        return self._closed.done()
+
+    @property
+    def close_called(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._close_called
+
+    def closed(self) -> asyncio.Future[bool]:
+        """A future that is True once the connection is closed, by whomever."""
+        return asyncio.shield(self._closed)
+
+    async def ready(self) -> None:
+        """Wait until it is connected.
+
+        Raises:
+            ConnectionClosed: it is closed.
+        """
+        if self.is_closed:
+            raise fresh(self._error())
+        await self.connected.wait()
+
+    def _error(self) -> Exception:
+        error = self._transport.error if self._transport is not None else None
+        return error or _normal_close()
+
+    # ----------------------------------------------------------------------------------------------- channels
+
+    def channel(
+        self,
+        channel_number: int | None = None,
+        publisher_confirms: bool = True,
+        on_return_raises: bool = False,
+    ) -> Channel:
+        """A channel, to be opened by ``await`` or ``async with``.
+
+        Args:
+            channel_number: None for the next free one.
+            publisher_confirms: have the broker confirm each publish.
+            on_return_raises: raise MessageReturned for a mandatory message that comes back, instead of
+                returning it to the publisher.
+
+        Raises:
+            RuntimeError: the connection was not opened, or *on_return_raises* without *publisher_confirms*.
+        """
+        if self._transport is None:
+            raise RuntimeError("Connection was not opened")
+        return self.CHANNEL_CLASS(
+            self,
+            channel_number=channel_number,
+            publisher_confirms=publisher_confirms,
+            on_return_raises=on_return_raises,
+        )
+
+    def open_transport(self) -> Transport:
+        """The transport, for a channel to open on.
+
+        Raises:
+            ChannelInvalidStateError: there is none, or it is closed.
+        """
+        transport = self._transport
+        if transport is None or not transport.is_open or self._close_called:
+            raise ChannelInvalidStateError("the connection is not open") from self._error()
+        return transport
+
+    def adopt(self, channel: Channel) -> None:
+        """*channel* is open: it is closed with the connection."""
+        self._channels.add(channel)
+
+    def disown(self, channel: Channel) -> None:
+        """*channel* is closed."""
+        self._channels.discard(channel)
+
+    @property
+    def operation_timeout(self) -> float:
+        """Seconds that a call without a ``timeout`` of its own may take."""
+        return self._parameters.operation_timeout
+
+    # ------------------------------------------------------------------------------------ what the broker says
+
+    @property
+    def blocked(self) -> str | None:
+        """Why the broker blocks publishers of this connection now; None if it does not.
+
+        https://www.rabbitmq.com/docs/connection-blocked
+        """
+        return None if self._transport is None else self._transport.blocked
+
+    def _on_blocked(self, reason: str | None) -> None:
+        self.blocked_callbacks(reason)
+
+    @property
+    def server_properties(self) -> Mapping[str, FieldValue]:
+        """What the broker says of itself: product, version, cluster name, capabilities."""
+        return {} if self._transport is None else self._transport.server_properties
+
+    async def update_secret(
+        self, new_secret: str, *, reason: str = "", timeout: TimeoutType = None
+    ) -> ConnectionMethods.UpdateSecretOk:
+        """Give the broker a new password or token before the old one expires (``connection.update-secret``).
+
+        Only some backends check it (OAuth 2 does, the internal one takes any). The URL keeps the new secret.
+
+        Raises:
+            RuntimeError: the connection was not opened.
+            ConnectionClosed: it is closed; or the broker refused, and closed it.
+
+        https://www.rabbitmq.com/docs/oauth2#token-expiration
+        """
+        if self._transport is None:
+            raise RuntimeError("Connection was not opened")
+        method = make(ConnectionMethods.UpdateSecret, new_secret=new_secret, reason=reason)
+        seconds = self.operation_timeout if timeout is None else timeout
+        result: ConnectionMethods.UpdateSecretOk = await self._transport.call(method, seconds)
+        self.url = self.url.with_password(new_secret)
+        return result
+
+
+def _normal_close() -> ConnectionClosed:
+    return ConnectionClosed("the connection was closed", reply_code=200, reply_text="Normal shutdown")
+
+
+async def connect(
+    url: str | URL | None = None,
+    *,
+    host: str = "localhost",
+    port: int = 5672,
+    login: str = "guest",
+    password: str = "guest",
+    virtualhost: str = "/",
+    ssl: bool = False,
+    loop: asyncio.AbstractEventLoop | None = None,
+    ssl_options: SSLOptions | None = None,
+    ssl_context: ssl_module.SSLContext | None = None,
+    timeout: TimeoutType = None,
+    client_properties: Mapping[str, FieldValue] | None = None,
+    connection_class: type[C] = Connection,  # type: ignore[assignment]
+    **kwargs: Any,
+) -> C:
+    """Connect to RabbitMQ.
+
+    ::
+
+        async with await leveret.connect("amqp://guest:guest@localhost/") as connection:
+            channel = await connection.channel()
+
+    Args:
+        url: ``amqp://user:password@host:port/vhost?heartbeat=30``, or ``amqps://`` for TLS; characters such as
+            ``# ? / @`` in user and password are percent-encoded. With a URL, *host* to *ssl* are not looked at.
+        host: of the broker.
+        port: 5672, or 5671 for TLS.
+        login: user name.
+        password: of the user.
+        virtualhost: of the broker.
+        ssl: use TLS; certificate and host name of the broker are verified.
+        loop: accepted for aio-pika's sake; the running loop is used.
+        ssl_options: ``cafile``, ``capath``, ``cadata``, ``certfile``, ``keyfile``.
+        ssl_context: instead of *ssl_options*; used as it is.
+        timeout: seconds for the whole; None leaves it at ``connect_timeout`` (10 s) for each stage.
+        client_properties: shown in RabbitMQ's management pages, beside ``name``.
+        connection_class: to be used instead of :class:`Connection`.
+        kwargs: any query parameter of the URL: ``name``, ``heartbeat``, ``operation_timeout``, …
+
+    Raises:
+        ValueError: the URL or a parameter makes no sense.
+        ConnectTimeout: a stage took too long (also a TimeoutError).
+        LoginRefused: user or password were not accepted.
+        ConnectionNotAllowed: no such vhost, no access to it, or a limit was reached.
+        AMQPConnectionError: the broker cannot be reached, or is none.
+
+    Cancellation: leaves no socket open.
+
+    https://www.rabbitmq.com/docs/uri-spec
+    """
+    full_url = make_url(
+        url,
+        host=host,
+        port=port,
+        login=login,
+        password=password,
+        virtualhost=virtualhost,
+        ssl=ssl,
+        ssl_options=ssl_options,
+        **kwargs,
+    )
+    if client_properties is not None:  # classes of aio-pika's users may not take it
+        kwargs["client_properties"] = client_properties
+    connection = connection_class(full_url, loop=loop, ssl_context=ssl_context, **kwargs)
+    await connection.connect(timeout=timeout)
+    return connection

@@ -1,0 +1,308 @@
+"""What happens to deliveries: callbacks and iterators.
+
+**Callbacks** run in order of arrival, without a task of their own as long as they do not wait. A *runner* task
+starts them one after another; when one suspends, the runner becomes that callback's task to its end (so
+``current_task()``, ``timeout()`` and cancellation mean what they should), and a new runner takes over the
+rest. Every callback has a copy of the context that ``consume()`` was called in, so context variables do not
+leak from one into another.
+
+**Iterators** hand messages out in order of arrival; a cancelled or timed-out ``__anext__`` takes none.
+
+What the broker delivered on a channel that is gone, and no handler has started on, is dropped: it comes again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import types
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import TYPE_CHECKING, Any
+
+from leveret.exceptions import ChannelInvalidStateError, Closed, ConsumerCancelled, DeliveryLost, fresh
+from leveret.log import get_logger, printable
+from leveret.message import IncomingMessage
+from leveret.types import Arguments, TimeoutType
+
+if TYPE_CHECKING:
+    from leveret.queue import Queue
+    from leveret.wire.channel import WireChannel
+
+_log = get_logger(__name__)
+
+ConsumerCallback = Callable[[IncomingMessage], Awaitable[Any]]
+
+
+class CallbackConsumer:
+    """Runs *callback* for each delivery.
+
+    Args:
+        wire: the channel that delivers.
+        consumer_tag: this consumer's.
+        callback: a coroutine function; a plain function, or one that returns any awaitable, will do.
+        no_ack: whether deliveries need no acknowledgement.
+        tasks: keeps the running tasks; whoever owns it ends them.
+    """
+
+    __slots__ = ("_callback", "_context", "_queue", "_runner_waits", "_tag", "_tasks", "_wire", "no_ack")
+
+    def __init__(
+        self,
+        wire: WireChannel,
+        consumer_tag: str,
+        callback: ConsumerCallback,
+        no_ack: bool,
+        tasks: set[asyncio.Task[None]],
+    ) -> None:
+        self.no_ack = no_ack
+        self._wire = None if no_ack else wire
+        self._tag = consumer_tag.encode("utf-8", "surrogateescape")
+        self._callback = callback
+        self._tasks = tasks
+        self._queue: deque[IncomingMessage] = deque()
+        self._context = contextvars.copy_context()
+        self._runner_waits = False  # a runner is about to look at the queue
+
+    def on_delivery(
+        self, delivery_tag: int, redelivered: bool, route: bytes, properties: bytes, body: bytes, /
+    ) -> None:
+        """A message came."""
+        self._queue.append(
+            IncomingMessage(self._wire, self._tag, delivery_tag, redelivered, route, properties, body, self.no_ack)
+        )
+        if not self._runner_waits:
+            self._start_runner()
+
+    def on_end(self, error: Exception) -> None:
+        """No more will come."""
+        if isinstance(error, ConsumerCancelled):
+            _log.warning("%s", printable(str(error)))
+        else:
+            self._queue.clear()
+
+    def _start_runner(self) -> None:
+        self._runner_waits = True
+        task = asyncio.get_running_loop().create_task(self._run(), name=f"leveret consumer {self._tag!r}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self) -> None:
+        await self._run_callbacks()
+
+    @types.coroutine
+    def _run_callbacks(self) -> Generator[Any, Any, None]:
+        queue = self._queue
+        while queue:
+            message = queue.popleft()
+            context = self._context.copy()
+            try:
+                running = context.run(self._callback, message)
+                if not inspect.isawaitable(running):
+                    continue  # a plain function: it is done
+                coroutine = running if isinstance(running, types.CoroutineType) else _await(running)
+                waits_for = context.run(coroutine.send, None)
+            except StopIteration:
+                continue
+            except Exception as exc:
+                self._report(message, exc)
+                continue
+            self._runner_waits = False
+            if queue:
+                self._start_runner()
+            yield from self._finish(message, coroutine, context, waits_for)
+            return
+        self._runner_waits = False
+
+    def _finish(
+        self,
+        message: IncomingMessage,
+        coroutine: Coroutine[Any, Any, Any],
+        context: contextvars.Context,
+        waits_for: Any,
+    ) -> Generator[Any, Any, None]:
+        """Run a callback that has suspended to its end; this task is now its own."""
+        try:
+            while True:
+                try:
+                    value = yield waits_for
+                except BaseException as exc:
+                    waits_for = context.run(coroutine.throw, exc)
+                else:
+                    waits_for = context.run(coroutine.send, value)
+        except StopIteration:
+            pass
+        except Exception as exc:
+            self._report(message, exc)
+
+    def _report(self, message: IncomingMessage, error: Exception) -> None:
+        if isinstance(error, DeliveryLost):
+            _log.warning("consumer %r: %s", self._tag, error)
+            return
+        _log.error(
+            "the callback of consumer %r failed on delivery %d (message_id %r, routing key %r, %s): %r",
+            self._tag,
+            message.delivery_tag,
+            message.message_id,
+            message.routing_key,
+            "settled" if message.processed else "left unacknowledged",
+            error,
+            exc_info=error,
+        )
+
+
+async def _await(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+class QueueIterator:
+    """Messages of a queue, for ``async for``.
+
+    Use it as ``async with queue.iterator() as messages``: leaving the block cancels the consumer and gives
+    what was not handed out back to the queue.
+
+    Args:
+        queue: what to consume.
+        no_ack: the broker forgets each message as it sends it.
+        exclusive: be the queue's only consumer.
+        arguments: of ``basic.consume``.
+        consumer_tag: of your own choice.
+        timeout: seconds for ``basic.consume``, and for each ``__anext__``; None: as long as it takes.
+    """
+
+    DEFAULT_CLOSE_TIMEOUT = 5
+
+    def __init__(
+        self,
+        queue: Queue,
+        *,
+        no_ack: bool = False,
+        exclusive: bool = False,
+        arguments: Arguments = None,
+        consumer_tag: str | None = None,
+        timeout: TimeoutType = None,
+    ) -> None:
+        self.no_ack = no_ack
+        self._queue = queue
+        self._exclusive = exclusive
+        self._arguments = arguments
+        self._requested_tag = consumer_tag
+        self._timeout = timeout
+        self._messages: deque[IncomingMessage] = deque()
+        self._arrived = asyncio.Event()
+        self._wire: WireChannel | None = None
+        self._consumer_tag: str | None = None
+        self._tag = b""
+        self._consuming: asyncio.Lock = asyncio.Lock()
+        self._error: Exception | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<QueueIterator: queue={self._queue.name!r} consumer_tag={self._consumer_tag!r}>"
+
+    @property
+    def consumer_tag(self) -> str | None:
+        """The tag; None before consuming has begun."""
+        return self._consumer_tag
+
+    async def consume(self) -> None:
+        """Begin to consume, unless it has; ``async for`` does it by itself."""
+        async with self._consuming:
+            if self._consumer_tag is not None or self._closed:
+                return
+            channel = self._queue.channel
+            wire = channel.wire
+            tag = self._requested_tag or channel.new_consumer_tag()
+            self._wire, self._tag = wire, tag.encode("utf-8", "surrogateescape")
+            await wire.consume(
+                self._queue.name,
+                tag,
+                self,
+                no_ack=self.no_ack,
+                exclusive=self._exclusive,
+                arguments=self._arguments,
+                timeout=channel.seconds(self._timeout),
+            )
+            self._consumer_tag = tag
+
+    def on_delivery(
+        self, delivery_tag: int, redelivered: bool, route: bytes, properties: bytes, body: bytes, /
+    ) -> None:
+        """A message came."""
+        wire = None if self.no_ack else self._wire
+        self._messages.append(
+            IncomingMessage(wire, self._tag, delivery_tag, redelivered, route, properties, body, self.no_ack)
+        )
+        if len(self._messages) == 1:
+            self._arrived.set()
+
+    def on_end(self, error: Exception) -> None:
+        """No more will come."""
+        self._error = error
+        if not isinstance(error, ConsumerCancelled):
+            self._messages.clear()
+        self._arrived.set()
+
+    def __aiter__(self) -> QueueIterator:
+        return self
+
+    async def __anext__(self) -> IncomingMessage:
+        """The next message.
+
+        Raises:
+            StopAsyncIteration: the iterator, its channel or the connection was closed by this side.
+            TimeoutError: none came within the iterator's timeout; it stays usable.
+            ConsumerCancelled: the broker cancelled the consumer, and what it had delivered is handed out.
+            ChannelClosed, ConnectionClosed: the channel or connection was lost.
+            ChannelInvalidStateError: the channel was closed before iterating began.
+
+        Cancellation: takes no message, and the iterator stays usable.
+        """
+        if self._messages:
+            return self._messages.popleft()
+        if self._consumer_tag is None:
+            await self.consume()
+        async with asyncio.timeout(self._timeout):
+            while not self._messages:
+                if self._closed or (isinstance(self._error, Closed) and self._error.is_normal):
+                    raise StopAsyncIteration
+                if self._error is not None:
+                    raise fresh(self._error)
+                self._arrived.clear()
+                await self._arrived.wait()
+        return self._messages.popleft()
+
+    async def __aenter__(self) -> QueueIterator:
+        await self.consume()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Cancel the consumer, and give what was not handed out back to the queue, in its order.
+
+        Idempotent, and bounded by DEFAULT_CLOSE_TIMEOUT seconds; on a channel that is gone there is nothing to do.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._arrived.set()
+        wire, tag = self._wire, self._consumer_tag
+        try:
+            if wire is not None and tag is not None and wire.is_open and self._error is None:
+                await wire.cancel(tag, self.DEFAULT_CLOSE_TIMEOUT)
+        except (TimeoutError, ChannelInvalidStateError, Closed) as exc:
+            _log.info("%r: closing: %s", self, exc)
+        finally:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """Requeue what nobody has seen."""
+        messages, self._messages = self._messages, deque()
+        if self.no_ack and messages:
+            _log.warning("%r: %d messages were not handed out, and are gone (no_ack)", self, len(messages))
+        for message in messages:
+            if message.is_live:
+                _ = message.nack(requeue=True)

@@ -1,0 +1,626 @@
+"""Messages: what is published, what comes in, what comes back.
+
+A message is a body and its properties. The properties of an incoming message are decoded when first looked at,
+so a consumer that reads the body only pays for nothing else, and one that cannot be decoded harms nobody but
+its reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+from collections.abc import Coroutine, Iterator, Mapping
+from operator import attrgetter
+from pprint import pformat
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
+
+from pamqp.commands import Basic
+
+from leveret.exceptions import (
+    DeliveryLost,
+    MessageDecodeError,
+    MessageProcessError,
+    MethodNotImplemented,
+)
+from leveret.log import get_logger
+from leveret.outcome import returns_awaitable
+from leveret.types import DateType, DeliveryMode, FieldValue, HeadersType, MessageInfo
+from leveret.wire.codec import Properties, decode_properties, decode_route
+
+_log = get_logger(__name__)
+
+T = TypeVar("T")
+M = TypeVar("M", bound="IncomingMessage")
+_UTC = datetime.UTC
+
+
+# ------------------------------------------------------------------------------------- expiration, timestamp
+
+
+def encode_expiration(value: DateType) -> str | None:
+    """A message's time to live in milliseconds, as the text that RabbitMQ wants.
+
+    Args:
+        value: seconds, a timedelta, or the datetime (naive means UTC) at which it expires.
+
+    Raises:
+        ValueError: negative. A datetime that has passed is 0: expire unless a consumer is waiting.
+        TypeError: of no such type.
+
+    https://www.rabbitmq.com/docs/ttl#per-message-ttl-in-publishers
+    """
+    if value is None:
+        return None
+    if isinstance(value, datetime.datetime):
+        seconds = max(0.0, (_aware(value) - datetime.datetime.now(_UTC)).total_seconds())
+    elif isinstance(value, datetime.timedelta):
+        seconds = value.total_seconds()
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        seconds = value
+    else:
+        raise TypeError(f"expiration must be seconds, a timedelta or a datetime, not {type(value).__name__}")
+    if seconds < 0:
+        raise ValueError(f"expiration must not be negative: {value!r}")
+    return str(round(seconds * 1000))
+
+
+def decode_expiration(value: str | None) -> float | str | None:
+    """Seconds from the wire's milliseconds; text that is no number stays as it is."""
+    if value is None:
+        return None
+    try:
+        return int(value) / 1000
+    except ValueError:
+        return value
+
+
+def encode_timestamp(value: DateType) -> int | None:
+    """Whole seconds since 1970 for the wire.
+
+    Args:
+        value: seconds since 1970, a datetime (naive means UTC), or a timedelta from now.
+
+    Raises:
+        TypeError: of no such type.
+    """
+    if value is None:
+        return None
+    if isinstance(value, datetime.datetime):
+        return int(_aware(value).timestamp())
+    if isinstance(value, datetime.timedelta):
+        return int((datetime.datetime.now(_UTC) + value).timestamp())
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return int(value)
+    raise TypeError(f"timestamp must be seconds, a datetime or a timedelta, not {type(value).__name__}")
+
+
+def decode_timestamp(value: DateType) -> datetime.datetime | int | None:
+    """An aware datetime; a number beyond what datetime can hold stays a number."""
+    seconds = encode_timestamp(value)
+    if seconds is None:
+        return None
+    try:
+        return datetime.datetime.fromtimestamp(seconds, _UTC)
+    except (OverflowError, ValueError, OSError):
+        return seconds
+
+
+def _aware(value: datetime.datetime) -> datetime.datetime:
+    return value if value.tzinfo is not None else value.replace(tzinfo=_UTC)
+
+
+# ------------------------------------------------------------------------------------------------- published
+
+
+def _text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else str(value)
+
+
+def _octet(name: str, value: Any) -> int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255):
+        return value
+    raise ValueError(f"{name} must be a whole number from 0 to 255, not {value!r}")
+
+
+def _delivery_mode(value: DeliveryMode | int | None) -> int:
+    return 1 if value is None else int(DeliveryMode(value))
+
+
+def _priority(value: int | None) -> int | None:
+    return _octet("priority", value)
+
+
+def _expiration(value: DateType) -> DateType:
+    encode_expiration(value)
+    return value
+
+
+if TYPE_CHECKING:
+
+    class _Field(Generic[T]):
+        """A property of the message, for type checkers; at run time a plain ``property``."""
+
+        @overload
+        def __get__(self, message: None, owner: type, /) -> _Field[T]: ...
+        @overload
+        def __get__(self, message: Message, owner: type, /) -> T: ...
+        def __get__(self, message: Message | None, owner: type, /) -> Any: ...
+        def __set__(self, message: Message, value: Any, /) -> None: ...
+
+
+def _field(name: str, convert: Any, doc: str) -> Any:
+    def assign(message: Message, value: Any) -> None:
+        message._assign(name, convert(value))
+
+    return property(attrgetter(f"_properties.{name}"), assign, doc=doc)
+
+
+class Message:
+    """A message to publish.
+
+    It may be published any number of times, concurrently too; publishing changes nothing in it.
+
+    Args:
+        body: the payload; encode text yourself (``text.encode()``).
+        headers: any nesting of str, int, float, bool, None, bytes, Decimal, datetime, list and dict. Copied.
+        content_type: MIME type of the body, for the consumers to know.
+        content_encoding: such as ``gzip``.
+        delivery_mode: PERSISTENT to survive a restart of the broker in a durable queue.
+        priority: 0 to 255; counts in queues with ``x-max-priority``.
+        correlation_id: whatever the reply shall carry back.
+        reply_to: name of the queue for the reply.
+        expiration: time to live: seconds, timedelta, or the datetime of expiry.
+        message_id: your own; leveret never sets one.
+        timestamp: seconds since 1970, datetime (naive means UTC), or timedelta from now; whole seconds are sent.
+        type: your name for the kind of message.
+        user_id: must be the name that the connection logged in with, or the broker closes the channel (406).
+        app_id: your application.
+
+    Raises:
+        TypeError: the body is a str, an int or None, or a value is of a type that makes no sense.
+        ValueError: a value out of range.
+
+    https://www.rabbitmq.com/docs/publishers#message-properties
+    """
+
+    __slots__ = ("_locked", "_properties", "body")
+
+    body: bytes
+    _properties: Properties
+    _locked: bool
+
+    def __init__(
+        self,
+        body: bytes,
+        *,
+        headers: Mapping[str, FieldValue] | None = None,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        delivery_mode: DeliveryMode | int | None = None,
+        priority: int | None = None,
+        correlation_id: str | None = None,
+        reply_to: str | None = None,
+        expiration: DateType = None,
+        message_id: str | None = None,
+        timestamp: DateType = None,
+        type: str | None = None,
+        user_id: str | None = None,
+        app_id: str | None = None,
+    ) -> None:
+        self._locked = False
+        self.body = body if body.__class__ is bytes else _body(body)
+        self._properties = tuple.__new__(
+            Properties,
+            (
+                content_type,
+                content_encoding,
+                None if headers is None else dict(headers),
+                1 if delivery_mode is None else _delivery_mode(delivery_mode),
+                0 if priority is None else _priority(priority),
+                None if correlation_id is None else _text(correlation_id),
+                None if reply_to is None else _text(reply_to),
+                None if expiration is None else _expiration(expiration),
+                None if message_id is None else _text(message_id),
+                None if timestamp is None else decode_timestamp(timestamp),
+                None if type is None else _text(type),
+                None if user_id is None else _text(user_id),
+                None if app_id is None else _text(app_id),
+                None,
+            ),
+        )
+
+    content_type: _Field[str | None] = _field("content_type", _text, "MIME type of the body.")
+    content_encoding: _Field[str | None] = _field("content_encoding", _text, "Such as ``gzip``.")
+    priority: _Field[int | None] = _field("priority", _priority, "0 to 255.")
+    correlation_id: _Field[str | None] = _field("correlation_id", _text, "What the reply carries back.")
+    reply_to: _Field[str | None] = _field("reply_to", _text, "Name of the queue for the reply.")
+    expiration: _Field[DateType] = _field("expiration", _expiration, "Time to live; seconds when incoming.")
+    message_id: _Field[str | None] = _field("message_id", _text, "The publisher's own.")
+    timestamp: _Field[datetime.datetime | int | None] = _field(
+        "timestamp", decode_timestamp, "Aware datetime; an int where datetime cannot hold it."
+    )
+    type: _Field[str | None] = _field("type", _text, "The publisher's name for the kind of message.")
+    user_id: _Field[str | None] = _field("user_id", _text, "Login of the publisher; the broker checks it.")
+    app_id: _Field[str | None] = _field("app_id", _text, "The publishing application.")
+    cluster_id: _Field[str | None] = _field("cluster_id", _text, "Deprecated by AMQP; read if it came.")
+
+    @property
+    def delivery_mode(self) -> DeliveryMode | int:
+        """Persistent or not; an int where the publisher sent one that AMQP does not have."""
+        mode = self._properties.delivery_mode
+        if mode is None:
+            return DeliveryMode.NOT_PERSISTENT
+        return DeliveryMode(mode) if mode in (1, 2) else mode
+
+    @delivery_mode.setter
+    def delivery_mode(self, value: DeliveryMode | int | None) -> None:
+        self._assign("delivery_mode", _delivery_mode(value))
+
+    @property
+    def headers(self) -> HeadersType:
+        """The headers; change them in place or set new ones."""
+        headers = self._properties.headers
+        if headers is None:
+            headers = {}
+            self._properties = self._properties._replace(headers=headers)
+        return headers  # type: ignore[return-value]
+
+    @headers.setter
+    def headers(self, value: Mapping[str, FieldValue] | None) -> None:
+        self._assign("headers", None if value is None else dict(value))
+
+    @property
+    def body_size(self) -> int:
+        """Bytes of the body."""
+        return len(self.body)
+
+    @property
+    def properties(self) -> Basic.Properties:
+        """The properties as pamqp's object, built anew each time."""
+        wire = self.wire_properties()
+        properties = Basic.Properties.__new__(Basic.Properties)
+        for name, value in zip(Basic.Properties.__slots__, wire, strict=True):
+            setattr(properties, name, value)
+        properties.timestamp = self.timestamp  # type: ignore[assignment]
+        return properties
+
+    def wire_properties(self) -> Properties:
+        """The properties with the values that go on the wire now; ``expiration`` may be relative to it."""
+        properties = self._properties
+        if properties.expiration is None and properties.timestamp is None:
+            return properties
+        return properties._replace(
+            expiration=encode_expiration(properties.expiration), timestamp=encode_timestamp(properties.timestamp)
+        )
+
+    def lock(self) -> None:
+        """Make every later assignment to a property a ValueError."""
+        self._locked = True
+
+    @property
+    def locked(self) -> bool:
+        """Whether properties can no longer be assigned."""
+        return self._locked
+
+    def _assign(self, name: str, value: Any) -> None:
+        if self.locked:
+            raise ValueError("Message is locked")
+        self._properties = self._properties._replace(**{name: value})
+
+    def info(self) -> MessageInfo:
+        """Everything about the message but its body."""
+        return MessageInfo(
+            app_id=self.app_id,
+            body_size=self.body_size,
+            cluster_id=self.cluster_id,
+            consumer_tag=None,
+            content_encoding=self.content_encoding,
+            content_type=self.content_type,
+            correlation_id=self.correlation_id,
+            delivery_mode=self.delivery_mode,
+            delivery_tag=None,
+            exchange=None,
+            expiration=self.expiration,
+            headers=self.headers,
+            message_id=self.message_id,
+            priority=self.priority,
+            redelivered=None,
+            reply_to=self.reply_to,
+            routing_key=None,
+            timestamp=self.timestamp,
+            type=self.type,
+            user_id=self.user_id,
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}:{pformat(self.info())}"
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.body)
+
+    def __copy__(self) -> Message:
+        twin = Message.__new__(Message)
+        twin.body, twin._properties, twin._locked = self.body, self._properties, False
+        return twin
+
+
+def _body(body: Any) -> bytes:
+    if isinstance(body, str):
+        raise TypeError("the body must be bytes: use text.encode()")
+    if body is None or isinstance(body, int):
+        raise TypeError(f"the body must be bytes, not {type(body).__name__}")
+    return bytes(body)
+
+
+# -------------------------------------------------------------------------------------------------- incoming
+
+
+class Wire(Protocol):
+    """What a message asks of the channel that brought it."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether acks still reach the broker."""
+        ...
+
+    def ack(self, delivery_tag: int, multiple: bool = False) -> Coroutine[Any, Any, None]:
+        """``basic.ack``"""
+        ...
+
+    def nack(self, delivery_tag: int, multiple: bool = False, requeue: bool = True) -> Coroutine[Any, Any, None]:
+        """``basic.nack``"""
+        ...
+
+    def reject(self, delivery_tag: int, requeue: bool = False) -> Coroutine[Any, Any, None]:
+        """``basic.reject``"""
+        ...
+
+    def server_supports(self, capability: str) -> bool:
+        """Whether the broker announced *capability*."""
+        ...
+
+
+class IncomingMessage(Message):
+    """A message that the broker delivered; settle it with :meth:`ack`, :meth:`reject`, :meth:`nack` or :meth:`process`.
+
+    It belongs to the channel that brought it: when that is gone the broker redelivers the message, and settling
+    this copy raises DeliveryLost without sending anything.
+
+    Attributes:
+        body: the payload.
+        delivery_tag: the broker's number for this delivery on its channel.
+        redelivered: whether it was delivered before, to whomever; a hint only.
+        message_count: messages left in the queue, if it was fetched with ``queue.get()``; else None.
+    """
+
+    __slots__ = (
+        "_consumer_tag",
+        "_raw_properties",
+        "_route",
+        "_settled",
+        "_wire",
+        "delivery_tag",
+        "message_count",
+        "redelivered",
+    )
+
+    delivery_tag: int
+    redelivered: bool
+    message_count: int | None
+
+    def __init__(
+        self,
+        wire: Wire | None,
+        consumer_tag: bytes | None,
+        delivery_tag: int,
+        redelivered: bool,
+        route: bytes,
+        properties: bytes,
+        body: bytes,
+        no_ack: bool,
+    ) -> None:
+        self._locked = False
+        self.body = body
+        self._wire = wire
+        self._consumer_tag = consumer_tag
+        self.delivery_tag = delivery_tag
+        self.redelivered = redelivered
+        self._route = route
+        self._raw_properties = properties
+        self._settled = no_ack
+
+    def __getattr__(self, name: str) -> Any:
+        # A slot that was never set: the properties, until somebody looks at one of them.
+        if name == "_properties":
+            properties = decode_properties(self._raw_properties).properties
+            if properties.expiration is not None or properties.timestamp is not None:
+                properties = properties._replace(
+                    expiration=decode_expiration(properties.expiration),
+                    timestamp=decode_timestamp(properties.timestamp),
+                )
+            self._properties = properties
+            return properties
+        if name == "message_count":
+            return None
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @property
+    def exchange(self) -> str:
+        """The exchange that it was published to."""
+        return decode_route(self._route)[0]
+
+    @property
+    def routing_key(self) -> str:
+        """The routing key that it was published with."""
+        return decode_route(self._route)[1]
+
+    @property
+    def consumer_tag(self) -> str | None:
+        """The consumer that it was delivered to; None if it was fetched."""
+        return None if self._consumer_tag is None else self._consumer_tag.decode("utf-8", "surrogateescape")
+
+    @property
+    def headers_error(self) -> MessageDecodeError | None:
+        """Why the headers or properties could not be read (fully), or None."""
+        return decode_properties(self._raw_properties).error
+
+    @property
+    def headers_raw(self) -> bytes | None:
+        """The bytes of a header table that could not be read; None if it could."""
+        return decode_properties(self._raw_properties).raw_headers
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the channel that brought it is still open, so that settling it can reach the broker."""
+        return self._wire is not None and self._wire.is_open
+
+    @property
+    def processed(self) -> bool:
+        """Whether it was acknowledged, rejected or handed back, or never needed to be (``no_ack``)."""
+        return self._settled
+
+    @property
+    def locked(self) -> bool:
+        """Whether properties can no longer be assigned; true once it is processed."""
+        return self._locked or self._settled
+
+    @returns_awaitable
+    def ack(self, multiple: bool = False) -> Coroutine[Any, Any, None]:
+        """Acknowledge: the broker forgets the message (``basic.ack``).
+
+        It takes effect when called; awaiting adds back-pressure while the socket is full.
+
+        Args:
+            multiple: all earlier unsettled messages of the channel too.
+
+        Raises:
+            TypeError: it was consumed with ``no_ack``.
+            MessageProcessError: it was settled before.
+            DeliveryLost: its channel is gone; the broker redelivers it.
+        """
+        wire = self._wire
+        if self._settled or wire is None:
+            raise self._cannot_settle("ack")
+        done = wire.ack(self.delivery_tag, multiple)
+        self._settled = True
+        return done
+
+    @returns_awaitable
+    def reject(self, requeue: bool = False) -> Coroutine[Any, Any, None]:
+        """Refuse it (``basic.reject``): the broker drops or dead-letters it, or requeues it if asked to.
+
+        Raises:
+            TypeError, MessageProcessError, DeliveryLost: as :meth:`ack`.
+        """
+        wire = self._wire
+        if self._settled or wire is None:
+            raise self._cannot_settle("reject")
+        done = wire.reject(self.delivery_tag, requeue)
+        self._settled = True
+        return done
+
+    @returns_awaitable
+    def nack(self, multiple: bool = False, requeue: bool = True) -> Coroutine[Any, Any, None]:
+        """Hand it back (``basic.nack``), with all earlier unsettled ones if *multiple*.
+
+        Unlike :meth:`reject`, RabbitMQ 4.3 does not count it as a failed delivery in quorum queues.
+
+        Raises:
+            MethodNotImplemented: the broker does not know ``basic.nack``.
+            TypeError, MessageProcessError, DeliveryLost: as :meth:`ack`.
+
+        https://www.rabbitmq.com/docs/nack
+        """
+        wire = self._wire
+        if self._settled or wire is None:
+            raise self._cannot_settle("nack")
+        if not wire.server_supports("basic.nack"):
+            raise MethodNotImplemented("the broker does not know basic.nack; use reject()")
+        done = wire.nack(self.delivery_tag, multiple, requeue)
+        self._settled = True
+        return done
+
+    def _cannot_settle(self, verb: str) -> Exception:
+        if self._wire is None:
+            return TypeError(f"cannot {verb} a message that needs no acknowledgement (no_ack, or returned)")
+        return MessageProcessError("Message already processed", self)
+
+    def process(
+        self, requeue: bool = False, reject_on_redelivered: bool = False, ignore_processed: bool = False
+    ) -> ProcessContext:
+        """Settle it by how an ``async with`` block ends: ack on success, reject on an exception.
+
+        Cancellation always requeues: a service that shuts down must not lose work.
+
+        Args:
+            requeue: requeue it on an exception, instead of dropping or dead-lettering it.
+            reject_on_redelivered: but do not requeue it a second time.
+            ignore_processed: do nothing at the end if the block settled it itself.
+        """
+        return ProcessContext(
+            self, requeue=requeue, reject_on_redelivered=reject_on_redelivered, ignore_processed=ignore_processed
+        )
+
+    def info(self) -> MessageInfo:
+        """Everything about the message and its delivery but the body."""
+        info = super().info()
+        info["consumer_tag"] = self.consumer_tag
+        info["delivery_tag"] = self.delivery_tag
+        info["exchange"] = self.exchange
+        info["redelivered"] = self.redelivered
+        info["routing_key"] = self.routing_key
+        return info
+
+
+class ReturnedMessage(IncomingMessage):
+    """A mandatory message that came back because no queue would take it (``basic.return``).
+
+    Attributes:
+        reply_code: 312, NO_ROUTE.
+        reply_text: the broker's words.
+    """
+
+    __slots__ = ("reply_code", "reply_text")
+
+    def __init__(self, reply_code: int, reply_text: str, route: bytes, properties: bytes, body: bytes) -> None:
+        super().__init__(None, None, 0, False, route, properties, body, no_ack=True)
+        self.reply_code = reply_code
+        self.reply_text = reply_text
+
+
+class ProcessContext:
+    """What :meth:`IncomingMessage.process` returns."""
+
+    __slots__ = ("_ignore_processed", "_message", "_reject_on_redelivered", "_requeue")
+
+    def __init__(
+        self, message: IncomingMessage, *, requeue: bool, reject_on_redelivered: bool, ignore_processed: bool
+    ) -> None:
+        self._message = message
+        self._requeue = requeue
+        self._reject_on_redelivered = reject_on_redelivered
+        self._ignore_processed = ignore_processed
+
+    async def __aenter__(self) -> IncomingMessage:
+        return self._message
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        message = self._message
+        if self._ignore_processed and message.processed:
+            return
+        try:
+            if exc is None:
+                await message.ack()
+            elif isinstance(exc, asyncio.CancelledError):
+                await message.nack(requeue=True)
+            elif self._reject_on_redelivered and message.redelivered:
+                _log.info("Message %r was redelivered and will be rejected", message)
+                await message.reject(requeue=False)
+            else:
+                await message.reject(requeue=self._requeue)
+        except DeliveryLost:
+            verb = "Ack" if exc is None else "Reject"
+            _log.warning("%s is not sent since channel is closed: the broker redelivers %r", verb, message.delivery_tag)

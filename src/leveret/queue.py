@@ -1,0 +1,258 @@
+"""Queues: declare, bind, consume, fetch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from pamqp.commands import Basic
+from pamqp.commands import Queue as QueueMethods
+
+from leveret.consumer import CallbackConsumer, ConsumerCallback, QueueIterator
+from leveret.exceptions import QueueEmpty
+from leveret.exchange import Exchange, exchange_name
+from leveret.message import IncomingMessage
+from leveret.types import Arguments, ConsumerTag, TimeoutType
+from leveret.wire.methods import make
+
+if TYPE_CHECKING:
+    from leveret.channel import Channel
+
+
+class Queue:
+    """A queue, as seen from one channel. Get one from ``channel.declare_queue()`` or ``get_queue()``.
+
+    Attributes:
+        declaration_result: the broker's ``Queue.DeclareOk``: ``message_count``, ``consumer_count``.
+
+    https://www.rabbitmq.com/docs/queues
+    """
+
+    declaration_result: QueueMethods.DeclareOk
+
+    def __init__(
+        self,
+        channel: Channel,
+        name: str | None,
+        durable: bool,
+        exclusive: bool,
+        auto_delete: bool,
+        arguments: Arguments,
+        passive: bool = False,
+    ) -> None:
+        self.channel = channel
+        self.name = name or ""
+        self.durable = durable
+        self.exclusive = exclusive
+        self.auto_delete = auto_delete
+        self.arguments = arguments
+        self.passive = passive
+        self.close_callbacks = channel.close_callbacks
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return (
+            f"<Queue({self.name}): auto_delete={self.auto_delete}, durable={self.durable}, "
+            f"exclusive={self.exclusive}, arguments={self.arguments!r}>"
+        )
+
+    async def declare(self, timeout: TimeoutType = None) -> QueueMethods.DeclareOk:
+        """``queue.declare``; a queue without a name gets the broker's."""
+        result: QueueMethods.DeclareOk = await self.channel.call(
+            make(
+                QueueMethods.Declare,
+                queue=self.name,
+                passive=self.passive,
+                durable=self.durable,
+                exclusive=self.exclusive,
+                auto_delete=self.auto_delete,
+                arguments=self.arguments or {},
+            ),
+            timeout,
+        )
+        self.declaration_result = result
+        self.name = result.queue or ""
+        return result
+
+    async def bind(
+        self,
+        exchange: Exchange | str,
+        routing_key: str | None = None,
+        *,
+        arguments: Arguments = None,
+        timeout: TimeoutType = None,
+    ) -> QueueMethods.BindOk:
+        """Let what is published to *exchange* reach this queue (``queue.bind``).
+
+        Args:
+            exchange: or its name.
+            routing_key: None for the queue's name.
+            arguments: such as the headers to match.
+            timeout: seconds; None for the connection's ``operation_timeout``.
+        """
+        result: QueueMethods.BindOk = await self.channel.call(
+            make(
+                QueueMethods.Bind,
+                queue=self.name,
+                exchange=exchange_name(exchange),
+                routing_key=self.name if routing_key is None else routing_key,
+                arguments=arguments or {},
+            ),
+            timeout,
+        )
+        return result
+
+    async def unbind(
+        self,
+        exchange: Exchange | str,
+        routing_key: str | None = None,
+        arguments: Arguments = None,
+        timeout: TimeoutType = None,
+    ) -> QueueMethods.UnbindOk:
+        """Undo :meth:`bind`, with the same arguments (``queue.unbind``)."""
+        result: QueueMethods.UnbindOk = await self.channel.call(
+            make(
+                QueueMethods.Unbind,
+                queue=self.name,
+                exchange=exchange_name(exchange),
+                routing_key=self.name if routing_key is None else routing_key,
+                arguments=arguments or {},
+            ),
+            timeout,
+        )
+        return result
+
+    async def consume(
+        self,
+        callback: ConsumerCallback,
+        no_ack: bool = False,
+        exclusive: bool = False,
+        arguments: Arguments = None,
+        consumer_tag: ConsumerTag | None = None,
+        timeout: TimeoutType = None,
+    ) -> ConsumerTag:
+        """Run *callback* for every message (``basic.consume``).
+
+        Callbacks start in order of arrival; one that waits does not hold up the next, so the channel's
+        prefetch (:meth:`Channel.set_qos`) is what bounds how many run. An exception is logged and leaves the
+        message unacknowledged, unless the callback settled it.
+
+        Args:
+            callback: takes an :class:`~leveret.IncomingMessage`.
+            no_ack: the broker forgets each message as it sends it.
+            exclusive: be the queue's only consumer.
+            arguments: such as ``x-priority`` or ``x-stream-offset``.
+            consumer_tag: of your own choice; unique on the channel.
+            timeout: seconds; None for the connection's ``operation_timeout``.
+
+        Returns:
+            The consumer tag, for :meth:`cancel`.
+
+        Raises:
+            TypeError: *callback* cannot be called.
+            DuplicateConsumerTag: the channel has that tag.
+            ChannelNotFoundEntity: no such queue.
+            ChannelAccessRefused: it has an exclusive consumer.
+
+        Cancellation: leaves no consumer behind; what it was sent meanwhile is requeued.
+
+        https://www.rabbitmq.com/docs/consumers
+        """
+        if not callable(callback):
+            raise TypeError(f"the callback must be callable, not {callback!r}")
+        channel = self.channel
+        wire = channel.wire
+        tag = consumer_tag or channel.new_consumer_tag()
+        await wire.consume(
+            self.name,
+            tag,
+            CallbackConsumer(wire, tag, callback, no_ack, channel.handler_tasks),
+            no_ack=no_ack,
+            exclusive=exclusive,
+            arguments=arguments,
+            timeout=channel.seconds(timeout),
+        )
+        return tag
+
+    async def cancel(
+        self, consumer_tag: ConsumerTag, timeout: TimeoutType = None, nowait: bool = False
+    ) -> Basic.CancelOk | None:
+        """Stop a consumer (``basic.cancel``); callbacks that run go on, and may still ack.
+
+        Args:
+            consumer_tag: what :meth:`consume` returned.
+            timeout: seconds; None for the connection's ``operation_timeout``.
+            nowait: do not wait for the broker's answer; what is still on its way is requeued.
+        """
+        channel = self.channel
+        return await channel.wire.cancel(consumer_tag, channel.seconds(timeout), nowait=nowait)
+
+    @overload
+    async def get(
+        self, *, no_ack: bool = False, fail: Literal[True] = True, timeout: TimeoutType = 5
+    ) -> IncomingMessage: ...
+
+    @overload
+    async def get(
+        self, *, no_ack: bool = False, fail: bool = True, timeout: TimeoutType = 5
+    ) -> IncomingMessage | None: ...
+
+    async def get(self, *, no_ack: bool = False, fail: bool = True, timeout: TimeoutType = 5) -> IncomingMessage | None:
+        """Fetch one message (``basic.get``); for more than now and then, :meth:`consume` is far cheaper.
+
+        Args:
+            no_ack: the broker forgets the message as it sends it.
+            fail: raise when the queue is empty, rather than return None.
+            timeout: seconds; None for the connection's ``operation_timeout``.
+
+        Raises:
+            QueueEmpty: there is none.
+
+        Cancellation, and a timeout: a message that comes too late is requeued.
+        """
+        wire = self.channel.wire
+        fetched = await wire.get(self.name, no_ack, self.channel.seconds(timeout))
+        if isinstance(fetched, Basic.GetEmpty):
+            if fail:
+                raise QueueEmpty(f"queue {self.name!r} is empty")
+            return None
+        get_ok = fetched.get_ok
+        message = IncomingMessage(
+            None if no_ack else wire,
+            None,
+            get_ok.delivery_tag,
+            get_ok.redelivered,
+            get_ok.route,
+            fetched.properties,
+            fetched.body,
+            no_ack,
+        )
+        message.message_count = get_ok.message_count
+        return message
+
+    def iterator(self, **kwargs: Any) -> QueueIterator:
+        """Messages for ``async for``; the arguments are those of :class:`~leveret.QueueIterator`."""
+        return QueueIterator(self, **kwargs)
+
+    def __aiter__(self) -> QueueIterator:
+        return self.iterator()
+
+    async def purge(self, no_wait: bool = False, timeout: TimeoutType = None) -> QueueMethods.PurgeOk | None:
+        """Drop all messages that are ready, not those out for acknowledgement (``queue.purge``)."""
+        method = make(QueueMethods.Purge, queue=self.name, nowait=no_wait)
+        result: QueueMethods.PurgeOk | None = await self.channel.call_or_send(method, timeout)
+        return result
+
+    async def delete(
+        self, *, if_unused: bool = True, if_empty: bool = True, timeout: TimeoutType = None
+    ) -> QueueMethods.DeleteOk:
+        """Delete it (``queue.delete``); by default only while nobody consumes from it and it is empty.
+
+        Raises:
+            ChannelPreconditionFailed: it is in use, or not empty; this closes the channel.
+        """
+        result: QueueMethods.DeleteOk = await self.channel.call(
+            make(QueueMethods.Delete, queue=self.name, if_unused=if_unused, if_empty=if_empty), timeout
+        )
+        return result

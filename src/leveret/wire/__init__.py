@@ -1,0 +1,1 @@
+"""One TCP connection and the channels on it: opened once, they die once."""

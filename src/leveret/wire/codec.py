@@ -1,0 +1,679 @@
+"""Hot bytes: cutting frames, and the methods that move messages.
+
+Everything that happens once per message is written by hand here, with ``struct``; the rest of the protocol
+goes through pamqp (:mod:`leveret.wire.methods`), which is also the oracle of the tests.
+
+**Reading.** :class:`FrameDecoder` lends its buffer to the socket, cuts what arrived into frames and hands
+each on. A frame is refused on its seven-byte head, before anything of it is kept, so a peer can make us
+buffer ``frame_max`` bytes and no more. A delivery whose three frames (method, header, body) lie complete in
+the buffer takes a short cut: it is parsed in one step and goes straight to its consumer. When two deliveries
+in a row look alike but for tag and body, their common bytes become a template, and the next one is a single
+``unpack`` and three comparisons. Whatever fits neither goes frame by frame, with the same result.
+
+**Writing.** A publish is one ``bytes``: method, header and body frames. Its head repeats from message to
+message, so heads are kept per (exchange, routing key, mandatory, properties, size).
+
+Frames: AMQP 0-9-1 §2.3; content: §2.3.5.2; methods of class basic: §1.8.3 of the reference.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple, Protocol
+
+from leveret.exceptions import MessageDecodeError, MessageTooLarge, ProtocolError
+from leveret.types import FieldValue
+from leveret.wire.tables import decode_table, encode_table
+
+METHOD: Final = 1
+HEADER: Final = 2
+BODY: Final = 3
+HEARTBEAT: Final = 8
+FRAME_END: Final = b"\xce"
+FRAME_OVERHEAD: Final = 8
+"""Octets of a frame around its payload: type, channel, size, end. ``frame_max`` counts them."""
+MIN_FRAME_MAX: Final = 8192
+"""The limit before tuning, and the least that RabbitMQ 4.3 accepts."""
+
+HEARTBEAT_FRAME: Final = b"\x08\x00\x00\x00\x00\x00\x00\xce"
+
+BASIC_PUBLISH: Final = 60 << 16 | 40
+BASIC_RETURN: Final = 60 << 16 | 50
+BASIC_DELIVER: Final = 60 << 16 | 60
+BASIC_GET_OK: Final = 60 << 16 | 71
+BASIC_ACK: Final = 60 << 16 | 80
+BASIC_REJECT: Final = 60 << 16 | 90
+BASIC_NACK: Final = 60 << 16 | 120
+
+_READ_SIZE = 131_072
+"""More would make the C library serve each read from fresh pages, at ten times the price (measured)."""
+_READ_IN_PLACE = 8192
+"""A frame that misses more than this is read straight into a buffer of its own."""
+_CACHE_SIZE = 2048
+
+_unpack_head = struct.Struct(">BHI").unpack_from
+_unpack_content = struct.Struct(">BHIIQ").unpack_from
+_unpack_tag_and_bits = struct.Struct(">QB").unpack_from
+_unpack_u16 = struct.Struct(">H").unpack_from
+_unpack_u32 = struct.Struct(">I").unpack_from
+_unpack_u64 = struct.Struct(">Q").unpack_from
+_pack_head = struct.Struct(">BHI").pack
+_pack_method_head = struct.Struct(">BHII").pack
+_pack_header_head = struct.Struct(">BHIIQ").pack
+_pack_tag_method = struct.Struct(">BHIIQBB").pack
+_pack_u16 = struct.Struct(">H").pack
+_pack_u64 = struct.Struct(">Q").pack
+_DELIVER_BYTES = BASIC_DELIVER.to_bytes(4, "big")
+
+
+# --------------------------------------------------------------------------------------------- short strings
+
+
+def encode_shortstr(value: str, what: str) -> bytes:
+    """*value* as a short string; *what* names it in the error.
+
+    Names that came from the wire as bad UTF-8 carry surrogates and go back as the bytes they were.
+
+    Raises:
+        TypeError: not a str.
+        ValueError: longer than 255 bytes of UTF-8.
+    """
+    try:
+        data = value.encode("utf-8", "surrogateescape")
+    except AttributeError:
+        raise TypeError(f"{what} must be str, not {type(value).__name__}: {value!r}") from None
+    if len(data) > 255:
+        raise ValueError(f"{what} is {len(data)} bytes of UTF-8; AMQP allows 255: {value[:40]!r}…")
+    return bytes((len(data),)) + data
+
+
+def decode_route(route: bytes) -> tuple[str, str]:
+    """Exchange and routing key of the two short strings in *route*."""
+    key = 1 + route[0]
+    return (
+        route[1:key].decode("utf-8", "surrogateescape"),
+        route[key + 1 : key + 1 + route[key]].decode("utf-8", "surrogateescape"),
+    )
+
+
+# ------------------------------------------------------------------------------------------------ properties
+
+
+class Properties(NamedTuple):
+    """The properties of class basic in the order of their flags, with the values that the wire has."""
+
+    content_type: str | None = None
+    content_encoding: str | None = None
+    headers: Mapping[str, FieldValue] | None = None
+    delivery_mode: int | None = None
+    priority: int | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    expiration: Any = None  # milliseconds as text on the wire; a Message keeps what the user gave
+    message_id: str | None = None
+    timestamp: Any = None  # whole seconds since 1970 on the wire; a Message keeps a datetime
+    type: str | None = None
+    user_id: str | None = None
+    app_id: str | None = None
+    cluster_id: str | None = None
+
+
+_OCTETS = {"delivery_mode", "priority"}
+_FLAGS: tuple[tuple[int, str], ...] = tuple((0x8000 >> i, name) for i, name in enumerate(Properties._fields))
+_properties_cache: dict[Properties, bytes] = {}
+
+
+def encode_properties(properties: Properties) -> bytes:
+    """Flags and values as they stand in a content header.
+
+    Raises:
+        ValueError, TypeError: a value that AMQP cannot carry, named.
+    """
+    if (
+        properties.headers is None
+        and properties.correlation_id is None
+        and properties.message_id is None
+        and properties.timestamp is None
+    ):
+        cached = _properties_cache.get(properties)
+        if cached is None:
+            if len(_properties_cache) >= _CACHE_SIZE:
+                _properties_cache.clear()
+            cached = _properties_cache[properties] = _encode_properties(properties)
+        return cached
+    return _encode_properties(properties)
+
+
+def _encode_properties(properties: Properties) -> bytes:
+    flags = 0
+    parts = [b""]
+    for (flag, name), value in zip(_FLAGS, properties, strict=True):
+        if value is None:
+            continue
+        flags |= flag
+        if name == "headers":
+            parts.append(encode_table(value))
+        elif name in _OCTETS:
+            if not 0 <= value <= 255:
+                raise ValueError(f"{name} must be from 0 to 255, not {value}")
+            parts.append(bytes((value,)))
+        elif name == "timestamp":
+            if not 0 <= value < 1 << 64:
+                raise ValueError(f"timestamp must be from 0 to 2**64-1 seconds since 1970, not {value}")
+            parts.append(_pack_u64(value))
+        else:
+            parts.append(encode_shortstr(value, name))
+    parts[0] = _pack_u16(flags)
+    return b"".join(parts)
+
+
+class DecodedProperties(NamedTuple):
+    """What could be read of a content header's properties."""
+
+    properties: Properties
+    error: MessageDecodeError | None
+    raw_headers: bytes | None
+
+
+_plans: dict[int, tuple[tuple[int, str], ...]] = {}
+
+
+def decode_properties(raw: bytes) -> DecodedProperties:
+    """Read flags and values; never raises.
+
+    One message's bad headers are that message's trouble: they come back empty, with the error and their
+    bytes, and the properties around them are read all the same.
+    """
+    values: list[Any] = [None] * 14
+    error: MessageDecodeError | None = None
+    raw_headers: bytes | None = None
+    pos = 2
+    try:
+        flags = _unpack_u16(raw)[0]
+        if flags & 3:
+            raise MessageDecodeError(f"undefined property flags {flags:#06x}")
+        plan = _plans.get(flags)
+        if plan is None:
+            plan = _plans[flags] = tuple((i, name) for i, (flag, name) in enumerate(_FLAGS) if flags & flag)
+        for index, name in plan:
+            if name == "headers":
+                stop = pos + 4 + _unpack_u32(raw, pos)[0]
+                if stop > len(raw):
+                    raise MessageDecodeError("the header table is longer than its frame")
+                try:
+                    values[index] = decode_table(raw, pos)[0]
+                except MessageDecodeError as exc:
+                    values[index], error, raw_headers = {}, exc, raw[pos:stop]
+                pos = stop
+            elif name in _OCTETS:
+                values[index] = raw[pos]
+                pos += 1
+            elif name == "timestamp":
+                values[index] = _unpack_u64(raw, pos)[0]
+                pos += 8
+            else:
+                stop = pos + 1 + raw[pos]
+                if stop > len(raw):
+                    raise MessageDecodeError(f"{name} is longer than its frame")
+                values[index] = raw[pos + 1 : stop].decode("utf-8", "surrogateescape")
+                pos = stop
+    except MessageDecodeError as exc:
+        error = exc
+    except (struct.error, IndexError):
+        error = MessageDecodeError("the properties end too soon")
+    return DecodedProperties(Properties._make(values), error, raw_headers)
+
+
+# --------------------------------------------------------------------------------------------------- writing
+
+
+def encode_frame(kind: int, channel: int, payload: bytes) -> bytes:
+    """One frame."""
+    return _pack_head(kind, channel, len(payload)) + payload + FRAME_END
+
+
+def encode_ack(channel: int, delivery_tag: int, multiple: bool) -> bytes:
+    """``basic.ack``"""
+    return _pack_tag_method(METHOD, channel, 13, BASIC_ACK, delivery_tag, multiple, 0xCE)
+
+
+def encode_nack(channel: int, delivery_tag: int, multiple: bool, requeue: bool) -> bytes:
+    """``basic.nack``"""
+    return _pack_tag_method(METHOD, channel, 13, BASIC_NACK, delivery_tag, multiple | requeue << 1, 0xCE)
+
+
+def encode_reject(channel: int, delivery_tag: int, requeue: bool) -> bytes:
+    """``basic.reject``"""
+    return _pack_tag_method(METHOD, channel, 13, BASIC_REJECT, delivery_tag, requeue, 0xCE)
+
+
+class PublishEncoder:
+    """``basic.publish`` with its content, for one channel."""
+
+    __slots__ = ("_channel", "_heads", "_max_payload")
+
+    def __init__(self, channel: int, frame_max: int) -> None:
+        self._channel = channel
+        self._max_payload = frame_max - FRAME_OVERHEAD
+        self._heads: dict[tuple[str, str, bool, bytes, int], bytes] = {}
+
+    def encode(self, exchange: str, routing_key: str, mandatory: bool, properties: bytes, body: bytes) -> bytes:
+        """Method, header and body frames of one message.
+
+        Raises:
+            ValueError: exchange or routing key over 255 bytes.
+            MessageTooLarge: the properties do not fit into one frame (a content header cannot be split).
+        """
+        size = len(body)
+        key = (exchange, routing_key, mandatory, properties, size)
+        head = self._heads.get(key)
+        if head is None:
+            if len(self._heads) >= _CACHE_SIZE:
+                self._heads.clear()
+            head = self._heads[key] = self._encode_head(*key)
+        if size == 0:
+            return head
+        if size <= self._max_payload:
+            return b"".join((head, body, FRAME_END))
+        return self._encode_split(head, memoryview(body))
+
+    def _encode_head(self, exchange: str, routing_key: str, mandatory: bool, properties: bytes, size: int) -> bytes:
+        """All that stands before the body, the head of its first frame included."""
+        header_size = 12 + len(properties)
+        if header_size > self._max_payload:
+            raise MessageTooLarge(
+                f"properties and headers are {len(properties)} bytes and must fit into one frame "
+                f"of {self._max_payload} (frame_max): put large values into the body"
+            )
+        arguments = (
+            b"\0\0"
+            + encode_shortstr(exchange, "exchange name")
+            + encode_shortstr(routing_key, "routing key")
+            + (b"\1" if mandatory else b"\0")
+        )
+        parts = [
+            _pack_method_head(METHOD, self._channel, 4 + len(arguments), BASIC_PUBLISH),
+            arguments,
+            FRAME_END,
+            _pack_header_head(HEADER, self._channel, header_size, 60 << 16, size),
+            properties,
+            FRAME_END,
+        ]
+        if size:
+            parts.append(_pack_head(BODY, self._channel, min(size, self._max_payload)))
+        return b"".join(parts)
+
+    def _encode_split(self, head: bytes, body: memoryview) -> bytes:
+        step = self._max_payload
+        parts: list[bytes | memoryview] = [head, body[:step], FRAME_END]
+        for start in range(step, len(body), step):
+            part = body[start : start + step]
+            parts += (_pack_head(BODY, self._channel, len(part)), part, FRAME_END)
+        return b"".join(parts)
+
+
+# ------------------------------------------------------------------------------- reading: methods and headers
+
+
+class Deliver(NamedTuple):
+    """``basic.deliver``; *route* is exchange and routing key, still encoded."""
+
+    consumer_tag: bytes
+    delivery_tag: int
+    redelivered: bool
+    route: bytes
+
+
+class GetOk(NamedTuple):
+    """``basic.get-ok``"""
+
+    delivery_tag: int
+    redelivered: bool
+    route: bytes
+    message_count: int
+
+
+class Return(NamedTuple):
+    """``basic.return``"""
+
+    reply_code: int
+    reply_text: str
+    route: bytes
+
+
+def _truncated(method: str, payload: bytes) -> ProtocolError:
+    return ProtocolError(f"{method} ends too soon", reply_code=502, data=payload)
+
+
+def _end_of_route(payload: bytes, start: int) -> int:
+    """Where the two short strings at *start* end; IndexError beyond the payload."""
+    key = start + 1 + payload[start]
+    stop = key + 1 + payload[key]
+    if stop > len(payload):
+        raise IndexError
+    return stop
+
+
+def decode_deliver(payload: bytes) -> Deliver:
+    """Read a method frame's payload.
+
+    Raises:
+        ProtocolError: truncated.
+    """
+    try:
+        tag = 5 + payload[4]
+        delivery_tag, redelivered = _unpack_tag_and_bits(payload, tag)
+        route = payload[tag + 9 : _end_of_route(payload, tag + 9)]
+    except (struct.error, IndexError):
+        raise _truncated("basic.deliver", payload) from None
+    return Deliver(payload[5:tag], delivery_tag, bool(redelivered & 1), route)
+
+
+def decode_get_ok(payload: bytes) -> GetOk:
+    """Read a method frame's payload.
+
+    Raises:
+        ProtocolError: truncated.
+    """
+    try:
+        delivery_tag, redelivered = _unpack_tag_and_bits(payload, 4)
+        stop = _end_of_route(payload, 13)
+        return GetOk(delivery_tag, bool(redelivered & 1), payload[13:stop], _unpack_u32(payload, stop)[0])
+    except (struct.error, IndexError):
+        raise _truncated("basic.get-ok", payload) from None
+
+
+def decode_return(payload: bytes) -> Return:
+    """Read a method frame's payload.
+
+    Raises:
+        ProtocolError: truncated.
+    """
+    try:
+        route = 7 + payload[6]
+        text = payload[7:route].decode("utf-8", "replace")
+        return Return(_unpack_u16(payload, 4)[0], text, payload[route : _end_of_route(payload, route)])
+    except (struct.error, IndexError):
+        raise _truncated("basic.return", payload) from None
+
+
+def decode_confirm(payload: bytes) -> tuple[int, bool]:
+    """Delivery tag and ``multiple`` of the broker's ``basic.ack`` or ``basic.nack``.
+
+    Raises:
+        ProtocolError: truncated.
+    """
+    try:
+        delivery_tag, bits = _unpack_tag_and_bits(payload, 4)
+    except struct.error:
+        raise _truncated("basic.ack or basic.nack", payload) from None
+    return delivery_tag, bool(bits & 1)
+
+
+def decode_content_header(payload: bytes) -> tuple[int, bytes]:
+    """Body size and raw properties of a header frame's payload.
+
+    Raises:
+        ProtocolError: truncated, or not of class basic.
+    """
+    if len(payload) < 14:
+        raise ProtocolError("the content header ends too soon", reply_code=501, data=payload)
+    class_id = _unpack_u16(payload)[0]
+    if class_id != 60:
+        raise ProtocolError(f"content header of class {class_id}, not 60 (basic)", reply_code=505, data=payload)
+    return _unpack_u64(payload, 4)[0], payload[12:]
+
+
+# ------------------------------------------------------------------------------------------- reading: frames
+
+OnDelivery = Callable[[int, bool, bytes, bytes, bytes], None]
+"""What a consumer does with (delivery tag, redelivered, route, raw properties, body)."""
+
+
+class ContentSink(Protocol):
+    """What the decoder asks of a channel."""
+
+    consumers: dict[bytes, OnDelivery]
+
+    @property
+    def is_assembling(self) -> bool:
+        """Whether a method or header came whose content is not complete."""
+        ...
+
+
+class _Template(NamedTuple):
+    unpack: Callable[[bytes, int], tuple[Any, ...]]
+    length: int
+    before_tag: bytes
+    before_size: bytes
+    before_length: bytes
+    channel: ContentSink
+    consumer_tag: bytes
+    redelivered: bool
+    route: bytes
+    properties: bytes
+
+
+class FrameDecoder:
+    """Cuts a byte stream into frames, for any chunking of it.
+
+    The socket reads into :meth:`get_buffer` and tells :meth:`buffer_updated`; bytes from elsewhere come in
+    through :meth:`feed`. Deliveries go straight to the consumers in *channels*; every other frame goes to
+    *on_frame* as (type, channel number, payload).
+    """
+
+    __slots__ = (
+        "_big",
+        "_big_have",
+        "_big_need",
+        "_channels",
+        "_frame_max",
+        "_have",
+        "_kept",
+        "_last_shape",
+        "_need",
+        "_on_frame",
+        "_read_view",
+        "_template",
+    )
+
+    def __init__(self, on_frame: Callable[[int, int, bytes], None], channels: Mapping[int, ContentSink]) -> None:
+        self._on_frame = on_frame
+        self._channels = channels
+        self._frame_max = MIN_FRAME_MAX
+        self._read_view = memoryview(bytearray(_READ_SIZE))
+        # An unfinished frame: small ones as the chunks that came, large ones in a buffer of their own.
+        self._kept: list[bytes] = []
+        self._have = self._need = 0
+        self._big: memoryview | None = None
+        self._big_have = self._big_need = 0
+        self._template: _Template | None = None
+        self._last_shape: tuple[bytes, bytes, bytes] | None = None
+
+    def limit(self, frame_max: int) -> None:
+        """Accept frames up to *frame_max*, as tuned; until then it is 8 KiB."""
+        self._frame_max = frame_max
+
+    def stop(self) -> None:
+        """Drop what is buffered and ignore what still comes."""
+        self._on_frame = _ignore_frame
+        self._channels = {}
+        self._template = None
+        self._kept.clear()
+        self._big_need = 0
+
+    def get_buffer(self) -> memoryview:
+        """Where the socket may write."""
+        if self._big_need:
+            assert self._big is not None
+            return self._big[self._big_have : self._big_need]
+        return self._read_view
+
+    def buffer_updated(self, count: int) -> None:
+        """*count* bytes were written into what :meth:`get_buffer` gave.
+
+        Raises:
+            ProtocolError: a frame that is none.
+        """
+        if not self._big_need:
+            self.feed(bytes(self._read_view[:count]))
+            return
+        self._big_have += count
+        if self._big_have == self._big_need:
+            assert self._big is not None
+            stop, self._big_need = self._big_need, 0
+            frame = self._big[:stop]
+            if frame[stop - 1] != 0xCE:
+                raise _bad_end(bytes(frame[:64]))
+            kind, number, _ = _unpack_head(frame)
+            self._on_frame(kind, number, bytes(frame[7 : stop - 1]))
+
+    def feed(self, data: bytes) -> None:
+        """Cut *data*, which follows what came before.
+
+        Raises:
+            ProtocolError: a frame that is none.
+        """
+        if self._kept:
+            self._kept.append(data)
+            self._have += len(data)
+            if self._have < self._need:
+                return
+            data = b"".join(self._kept)
+            self._kept.clear()
+        pos, end = 0, len(data)
+        while end - pos >= FRAME_OVERHEAD:
+            template = self._template
+            if template is not None and end - pos > template.length:
+                after = self._deliver_alike(template, data, pos, end)
+                if after:
+                    pos = after
+                    continue
+            kind, number, size = _unpack_head(data, pos)
+            if size > self._frame_max - FRAME_OVERHEAD or kind not in _KINDS:
+                raise self._bad_head(data[pos:])
+            stop = pos + size + FRAME_OVERHEAD
+            if stop > end:
+                break
+            if data[stop - 1] != 0xCE:
+                raise _bad_end(data[pos : pos + 64])
+            if kind == METHOD and data[pos + 7 : pos + 11] == _DELIVER_BYTES:
+                after = self._deliver(data, pos, stop, end)
+                if after:
+                    pos = after
+                    continue
+            self._on_frame(kind, number, data[pos + 7 : stop - 1])
+            pos = stop
+        if pos < end:
+            self._keep(data[pos:] if pos else data)
+
+    def _keep(self, data: bytes) -> None:
+        """Hold the beginning of a frame until the rest is here."""
+        have = len(data)
+        need = 7
+        if have >= 7:
+            kind, _, size = _unpack_head(data)
+            if size > self._frame_max - FRAME_OVERHEAD or kind not in _KINDS:
+                raise self._bad_head(data)
+            need = size + FRAME_OVERHEAD
+        if need - have > _READ_IN_PLACE:
+            if self._big is None or len(self._big) < need:
+                self._big = memoryview(bytearray(self._frame_max))
+            self._big[:have] = data
+            self._big_have, self._big_need = have, need
+        else:
+            self._kept.append(data)
+            self._have, self._need = have, need
+
+    def _bad_head(self, data: bytes) -> ProtocolError:
+        kind, _, size = _unpack_head(data)
+        if kind not in _KINDS:
+            return ProtocolError(f"unknown frame type {kind}", reply_code=501, data=data)
+        return ProtocolError(
+            f"frame of {size + FRAME_OVERHEAD} bytes exceeds frame_max {self._frame_max}", reply_code=501, data=data
+        )
+
+    def _deliver_alike(self, template: _Template, data: bytes, pos: int, end: int) -> int:
+        """Deliver what matches *template*; the position after it, or 0."""
+        unpack, length, before_tag, before_size, before_length, channel, tag, redelivered, route, properties = template
+        head, delivery_tag, middle, body_size, tail, body_length = unpack(data, pos)
+        stop: int = pos + length + body_length + 1
+        if (
+            head != before_tag
+            or middle != before_size
+            or tail != before_length
+            or body_size != body_length
+            or stop > end
+            or data[stop - 1] != 0xCE
+            or body_length > self._frame_max - FRAME_OVERHEAD
+            or channel.is_assembling
+        ):
+            return 0
+        on_delivery = channel.consumers.get(tag)
+        if on_delivery is None:
+            return 0
+        on_delivery(delivery_tag, redelivered, route, properties, data[pos + length : stop - 1])
+        return stop
+
+    def _deliver(self, data: bytes, pos: int, stop: int, end: int) -> int:
+        """Deliver a message whose three frames are here and in order; the position after it, or 0.
+
+        Anything out of the ordinary is left to the frame-by-frame path, which names what is wrong with it.
+        """
+        if end - stop < 22:
+            return 0
+        number = _unpack_u16(data, pos + 1)[0]
+        kind, header_number, header_size, class_and_weight, body_size = _unpack_content(data, stop)
+        header_stop: int = stop + header_size + FRAME_OVERHEAD
+        if (
+            kind != HEADER
+            or header_number != number
+            or class_and_weight != 60 << 16
+            or not 14 <= header_size <= self._frame_max - FRAME_OVERHEAD
+            or header_stop > end
+            or data[header_stop - 1] != 0xCE
+        ):
+            return 0
+        after = header_stop
+        if body_size:
+            if body_size > self._frame_max - FRAME_OVERHEAD:
+                return 0
+            after += body_size + FRAME_OVERHEAD
+            if after > end or _unpack_head(data, header_stop) != (BODY, number, body_size) or data[after - 1] != 0xCE:
+                return 0
+        channel = self._channels.get(number)
+        if channel is None or channel.is_assembling:
+            return 0
+        try:
+            consumer_tag, delivery_tag, redelivered, route = decode_deliver(data[pos + 7 : stop - 1])
+        except ProtocolError:
+            return 0
+        on_delivery = channel.consumers.get(consumer_tag)
+        if on_delivery is None:
+            return 0
+        properties = data[stop + 19 : header_stop - 1]
+        body = data[header_stop + 7 : after - 1] if body_size else b""
+        on_delivery(delivery_tag, redelivered, route, properties, body)
+        if body_size:
+            at_tag = pos + 12 + len(consumer_tag)
+            shape = (data[pos:at_tag], data[at_tag + 8 : stop + 11], data[stop + 19 : header_stop + 3])
+            if shape == self._last_shape:
+                layout = struct.Struct(">{}sQ{}sQ{}sI".format(*map(len, shape)))
+                self._template = _Template(
+                    layout.unpack_from, layout.size, *shape, channel, consumer_tag, redelivered, route, properties
+                )
+            else:
+                self._last_shape = shape
+        return after
+
+
+_KINDS = frozenset((METHOD, HEADER, BODY, HEARTBEAT))
+
+
+def _bad_end(data: bytes) -> ProtocolError:
+    return ProtocolError("a frame does not end with 0xCE", reply_code=501, data=data)
+
+
+def _ignore_frame(kind: int, channel: int, payload: bytes) -> None:
+    """What a stopped decoder does with a frame."""

@@ -1,0 +1,668 @@
+"""One TCP connection: it is opened once, and dies once.
+
+**Life.** CONNECTING (handshake) → OPEN → CLOSING (our ``connection.close`` is out) → CLOSED. Every way out ends
+in :meth:`Transport._die`, which tells each channel, each waiter and the owner exactly once. A dead transport is
+never revived; reconnecting builds another.
+
+**Reading.** The socket reads into the decoder's buffer, which hands deliveries to consumers and every other
+frame to :meth:`Transport._on_frame`. No queue and no task stands between, so nothing here may block or raise.
+
+**Writing.** :meth:`Transport.write` collects what one turn of the event loop produces and sends it in one
+piece. Only publishes wait, and only while somebody holds them (:meth:`Transport.hold`): the socket's buffer is
+full, the broker blocks publishers, or it stopped a channel's flow. Acks, calls and heartbeats always go out.
+
+**Heartbeats.** One timer, no task. Any byte from the peer is life; silence over two intervals is death, and
+then the socket is aborted without a close handshake (AMQP 0-9-1 §4.2.7, rabbitmq.com/docs/heartbeats).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Protocol, cast
+
+from pamqp.base import Frame
+from pamqp.commands import Channel as ChannelMethods
+from pamqp.commands import Connection as ConnectionMethods
+
+from leveret.exceptions import (
+    AMQPConnectionError,
+    ChannelInvalidStateError,
+    ChannelLimitReached,
+    ConnectionClosed,
+    ConnectTimeout,
+    HeartbeatTimeout,
+    MessageTooLarge,
+    ProtocolError,
+    connection_closed,
+    fresh,
+)
+from leveret.log import get_logger, printable
+from leveret.outcome import DONE, Outcome, fail
+from leveret.types import FieldValue
+from leveret.url import ConnectionParameters
+from leveret.wire.codec import HEARTBEAT, HEARTBEAT_FRAME, METHOD, ContentSink, FrameDecoder
+from leveret.wire.handshake import PROTOCOL_HEADER, Handshake
+from leveret.wire.methods import decode_method, encode_method, is_reply, make
+
+_log = get_logger(__name__)
+
+_FLUSH_AT = 65_536
+_HAPPY_EYEBALLS_DELAY = 0.25  # RFC 8305: so that one silent address does not use up the whole time
+_LAST_WORDS = 1.0
+"""Seconds that a close frame may take to leave before the socket is aborted."""
+
+
+class State(enum.Enum):
+    """Where a transport is in its one life."""
+
+    CONNECTING = "connecting"
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class TransportChannel(ContentSink, Protocol):
+    """What the transport tells a channel; all of it is synchronous and raises ProtocolError at most."""
+
+    def on_frame(self, kind: int, payload: bytes) -> None:
+        """A frame for this channel."""
+        ...
+
+    def on_connection_lost(self, error: Exception) -> None:
+        """The transport died."""
+        ...
+
+
+class Transport(asyncio.BufferedProtocol):
+    """The socket, its channels by number, and channel 0.
+
+    Make one with :meth:`connect`. *on_lost* is called once, with the error that ended it; *on_blocked* with the
+    broker's reason when it blocks publishers, and with None when it lets them go on.
+    """
+
+    def __init__(
+        self,
+        parameters: ConnectionParameters,
+        client_properties: Mapping[str, FieldValue] | None,
+        on_lost: Callable[[Exception], None],
+        on_blocked: Callable[[str | None], None],
+    ) -> None:
+        self.parameters = parameters
+        self.state = State.CONNECTING
+        self.error: Exception | None = None
+        self.blocked: str | None = None
+        self.publishing_held = False
+        self.channels: dict[int, TransportChannel] = {}
+        self._loop = asyncio.get_running_loop()
+        self._on_lost = on_lost
+        self._on_blocked = on_blocked
+        self._socket: asyncio.Transport | None = None
+        self._disconnected = self._loop.create_future()
+
+        self._handshake = Handshake(parameters, client_properties)
+        self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._stage_timer: asyncio.TimerHandle | None = None
+
+        self._decoder = FrameDecoder(self._on_frame, self.channels)
+        self._last_read = self._loop.time()
+        self._heartbeat_timer: asyncio.TimerHandle | None = None
+        self._suspected = False
+
+        self._out: list[bytes] = []
+        self._out_size = 0
+        self._flush_due = False
+        self._before_flush: list[Callable[[], None]] = []
+        self._wrote = False
+        self._paused = False
+        self._drained: list[Outcome[None]] = []
+        self._holders: set[object] = set()
+        self._held: deque[Callable[[], None]] = deque()
+
+        self._last_number = 0
+        self._used_numbers: set[int] = set()
+        self._replies: deque[tuple[Frame, asyncio.Future[Frame]]] = deque()
+        self._close_ok: asyncio.Future[None] | None = None
+        self._closing_channels: list[TransportChannel] = []
+
+    def __repr__(self) -> str:
+        return f"<Transport {self.parameters.host}:{self.parameters.port} {self.state.value}>"
+
+    # -------------------------------------------------------------------------------------------- connecting
+
+    @classmethod
+    async def connect(
+        cls,
+        parameters: ConnectionParameters,
+        *,
+        on_lost: Callable[[Exception], None],
+        on_blocked: Callable[[str | None], None],
+        client_properties: Mapping[str, FieldValue] | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> Transport:
+        """Connect, shake hands, and return an open transport.
+
+        Each stage (DNS and TCP, TLS, every answer of the handshake) has ``connect_timeout`` seconds.
+
+        Raises:
+            AMQPConnectionError: of the kind that says why.
+        """
+        self = cls(parameters, client_properties, on_lost, on_blocked)
+        try:
+            await self._connect_socket(ssl_context)
+            self._wait_for_stage()
+            await self._opened
+        except BaseException as exc:
+            if self.state is not State.CLOSED:
+                self._die(exc if isinstance(exc, Exception) else ConnectionClosed("connecting was cancelled"))
+            await self._disconnect()
+            raise
+        return self
+
+    async def _connect_socket(self, ssl_context: ssl.SSLContext | None) -> None:
+        p = self.parameters
+        tls: dict[str, Any] = {}
+        if p.ssl:
+            if ssl_context is None:
+                from leveret.wire.tls import create_context
+
+                ssl_context = create_context(p)
+            tls = {
+                "ssl": ssl_context,
+                "server_hostname": p.server_hostname or p.host,
+                "ssl_handshake_timeout": p.connect_timeout,
+            }
+        delay = _HAPPY_EYEBALLS_DELAY if p.happy_eyeballs_delay is None else p.happy_eyeballs_delay
+        try:
+            async with asyncio.timeout(p.connect_timeout * (2 if p.ssl else 1)):
+                await self._loop.create_connection(
+                    lambda: self, p.host, p.port, happy_eyeballs_delay=delay, interleave=p.interleave, **tls
+                )
+        except ssl.SSLError as exc:
+            raise _explain_tls(exc, p) from exc
+        except TimeoutError as exc:
+            raise ConnectTimeout(f"no connection to {p.host}:{p.port} within {p.connect_timeout:g} s") from exc
+        except OSError as exc:
+            text = f"cannot connect to {p.host}:{p.port}: {exc}. Is RabbitMQ running there?"
+            raise AMQPConnectionError(text) from exc
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The socket is connected (and TLS established)."""
+        self._socket = cast("asyncio.Transport", transport)
+        if (sock := self._tcp_socket()) is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._socket.write(PROTOCOL_HEADER)
+
+    def _wait_for_stage(self) -> None:
+        """Give the peer ``connect_timeout`` for its next word of the handshake."""
+        if self._stage_timer is not None:
+            self._stage_timer.cancel()
+        if self.state is State.CONNECTING:
+            self._stage_timer = self._loop.call_later(self.parameters.connect_timeout, self._on_stage_timeout)
+
+    def _on_stage_timeout(self) -> None:
+        p = self.parameters
+        self._fail(
+            ConnectTimeout(
+                f"{p.host}:{p.port} accepted the connection, but {self._handshake.stage} "
+                f"it did not answer within {p.connect_timeout:g} s"
+            )
+        )
+
+    def _on_handshake_method(self, method: Frame) -> None:
+        self._wait_for_stage()
+        try:
+            answers = self._handshake.receive(method)
+        except (AMQPConnectionError, ValueError) as exc:
+            if isinstance(method, ConnectionMethods.Close):
+                self.send(0, make(ConnectionMethods.CloseOk))
+            self._fail(exc)
+            return
+        for answer in answers:
+            self.send(0, answer)
+        if not self._handshake.done:
+            if isinstance(method, ConnectionMethods.Tune):
+                self._decoder.limit(self._handshake.frame_max)
+            return
+        self.state = State.OPEN
+        if self._stage_timer is not None:
+            self._stage_timer.cancel()
+        if self.heartbeat:
+            self._set_user_timeout()
+            self._heartbeat_timer = self._loop.call_later(self.heartbeat / 2, self._beat)
+        self._opened.set_result(None)
+
+    def _set_user_timeout(self) -> None:
+        """Let the kernel give up on unacknowledged bytes as soon as heartbeats would."""
+        if (sock := self._tcp_socket()) is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self.heartbeat * 2000)
+
+    def _tcp_socket(self) -> socket.socket | None:
+        sock = None if self._socket is None else self._socket.get_extra_info("socket")
+        return sock if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6} else None
+
+    # ---------------------------------------------------------------------------------------- what was agreed
+
+    @property
+    def is_open(self) -> bool:
+        """Whether channels may be opened and used."""
+        return self.state is State.OPEN
+
+    @property
+    def frame_max(self) -> int:
+        """Negotiated, in bytes."""
+        return self._handshake.frame_max
+
+    @property
+    def channel_max(self) -> int:
+        """Negotiated."""
+        return self._handshake.channel_max
+
+    @property
+    def heartbeat(self) -> int:
+        """Negotiated, in seconds; 0 is off."""
+        return self._handshake.heartbeat
+
+    @property
+    def server_properties(self) -> Mapping[str, FieldValue]:
+        """What the broker said of itself."""
+        return self._handshake.server_properties
+
+    def server_supports(self, capability: str) -> bool:
+        """Whether the broker announced *capability*."""
+        return bool(self._handshake.server_capabilities.get(capability))
+
+    # ----------------------------------------------------------------------------------------------- reading
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the socket reads into."""
+        return self._decoder.get_buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """The socket read *nbytes*."""
+        self._last_read = self._loop.time()
+        try:
+            self._decoder.buffer_updated(nbytes)
+        except ProtocolError as exc:
+            said_nothing_yet = self.state is State.CONNECTING and not self._handshake.server_properties
+            explained = self._handshake.explain(exc.data) if said_nothing_yet and exc.data else None
+            self._fail(explained or exc)
+
+    def eof_received(self) -> None:
+        """The peer will send no more; asyncio closes the socket."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is gone."""
+        if not self._disconnected.done():
+            self._disconnected.set_result(None)
+        if self.state is not State.CLOSED:
+            self._die(self._explain_loss(exc))
+
+    def _explain_loss(self, exc: Exception | None) -> Exception:
+        p = self.parameters
+        if self.state is State.CONNECTING:
+            return _explain_tls(exc, p) if isinstance(exc, ssl.SSLError) else self._handshake.lost(exc)
+        reason = str(exc) if exc is not None else "closed by the peer without a word"
+        error = ConnectionClosed(f"the connection to {p.host}:{p.port} was lost: {reason}", reply_text=reason)
+        error.__cause__ = exc
+        return error
+
+    def _on_frame(self, kind: int, number: int, payload: bytes) -> None:
+        channel = self.channels.get(number)
+        if channel is not None:
+            channel.on_frame(kind, payload)
+        elif self.state is State.CLOSING and number:
+            pass  # after connection.close, everything but close and close-ok is discarded (§4.2.2)
+        elif number:
+            self._on_stray_frame(kind, number, payload)
+        elif kind == METHOD:
+            self._on_control(decode_method(payload))
+        elif kind != HEARTBEAT:
+            raise ProtocolError("content on channel 0", reply_code=505, data=payload)
+        elif payload:
+            raise ProtocolError("a heartbeat with a payload", reply_code=501, data=payload)
+
+    def _on_stray_frame(self, kind: int, number: int, payload: bytes) -> None:
+        """A frame for a channel that is not there."""
+        if kind == HEARTBEAT:
+            raise ProtocolError(f"a heartbeat on channel {number}", reply_code=505, data=payload)
+        if number not in self._used_numbers:
+            raise ProtocolError(f"a frame for channel {number}, which was never opened", reply_code=504, data=payload)
+        # What a channel that we closed still had on its way. RabbitMQ up to 4.0 repeats its channel.close until
+        # it has seen our close-ok, and each wants one.
+        if kind == METHOD and isinstance(decode_method(payload), ChannelMethods.Close):
+            self.send(number, make(ChannelMethods.CloseOk))
+
+    def _on_control(self, method: Frame) -> None:
+        """A method on channel 0."""
+        if self.state is State.CONNECTING:
+            self._on_handshake_method(method)
+        elif isinstance(method, ConnectionMethods.Close):
+            self._on_close(method)
+        elif isinstance(method, ConnectionMethods.CloseOk) and self._close_ok is not None:
+            if not self._close_ok.done():
+                self._close_ok.set_result(None)
+        elif self.state is State.CLOSING:
+            pass  # as in _on_frame
+        elif isinstance(method, ConnectionMethods.Blocked):
+            self._set_blocked(method.reason)
+        elif isinstance(method, ConnectionMethods.Unblocked):
+            self._set_blocked(None)
+        elif self._replies and is_reply(type(self._replies[0][0]), method):
+            _, reply = self._replies.popleft()
+            if not reply.done():
+                reply.set_result(method)
+        else:
+            raise ProtocolError(f"unexpected {method.name} on channel 0", reply_code=503)
+
+    def _on_close(self, method: ConnectionMethods.Close) -> None:
+        error = connection_closed(method)
+        self.send(0, make(ConnectionMethods.CloseOk))
+        if self._close_ok is not None:  # the closes crossed
+            if not self._close_ok.done():
+                self._close_ok.set_result(None)
+        else:
+            self._fail(error)
+
+    def _set_blocked(self, reason: str | None) -> None:
+        if reason is None and self.blocked is None:
+            return
+        if reason is not None and self.blocked is None:
+            _log.warning("the broker blocks publishers on %r: %s", self, printable(reason))
+        self.blocked = reason
+        if reason is None:
+            _log.info("the broker no longer blocks publishers on %r", self)
+            self.release("broker")
+        else:
+            self.hold("broker")
+        self._on_blocked(reason)
+
+    # ----------------------------------------------------------------------------------------------- writing
+
+    def encode(self, channel: int, method: Frame) -> bytes:
+        """A method frame.
+
+        Raises:
+            ValueError, TypeError: an argument that AMQP cannot carry, named.
+            MessageTooLarge: it does not fit into one frame, over which the broker would close the connection.
+        """
+        data = encode_method(channel, method)
+        if len(data) > self.frame_max:
+            raise MessageTooLarge(
+                f"{method.name} with its arguments is {len(data)} bytes; frame_max is {self.frame_max}"
+            )
+        return data
+
+    def send(self, channel: int, method: Frame) -> None:
+        """Write a method frame."""
+        self.write(self.encode(channel, method))
+
+    def write(self, data: bytes) -> None:
+        """Send *data* with whatever else this turn of the event loop writes."""
+        self._out.append(data)
+        self._out_size += len(data)
+        if self._out_size >= _FLUSH_AT:
+            self._flush()
+        elif not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush_turn)
+
+    def before_flush(self, callback: Callable[[], None]) -> None:
+        """Call *callback* once, before the next flush, so that it can write what it has saved up."""
+        self._before_flush.append(callback)
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush_turn)
+
+    def _flush_turn(self) -> None:
+        if self._before_flush:
+            callbacks, self._before_flush = self._before_flush, []
+            for callback in callbacks:
+                callback()
+        self._flush_due = False
+        if self._out:
+            self._flush()
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        self._out_size = 0
+        if self._socket is None or self.state is State.CLOSED:
+            return
+        self._wrote = True
+        self._socket.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def pause_writing(self) -> None:
+        """The socket's buffer is full: hold publishes."""
+        self._paused = True
+        self.hold("socket")
+
+    def resume_writing(self) -> None:
+        """The socket's buffer has emptied."""
+        self._paused = False
+        drained, self._drained = self._drained, []
+        for waiter in drained:
+            if not waiter.done():
+                waiter.set_result(None)
+        self.release("socket")
+
+    def drain(self) -> Coroutine[Any, Any, None]:
+        """Done at once, or when a full socket buffer has emptied."""
+        if not self._paused:
+            return DONE
+        waiter: Outcome[None] = Outcome(loop=self._loop)
+        self._drained.append(waiter)
+        return waiter
+
+    def hold(self, holder: object) -> None:
+        """Hold publishes until *holder* (the socket, the broker, a channel) releases them."""
+        self._holders.add(holder)
+        self.publishing_held = True
+
+    def release(self, holder: object) -> None:
+        """*holder* no longer minds; when nobody does, held publishes go out in their order."""
+        self._holders.discard(holder)
+        while self._held and not self._holders:
+            self._held.popleft()()
+        self.publishing_held = bool(self._holders or self._held)
+
+    def when_released(self, publish: Callable[[], None]) -> None:
+        """Call *publish* when nobody holds publishes any more, after those that wait already."""
+        self._held.append(publish)
+
+    # -------------------------------------------------------------------------------------------- heartbeats
+
+    def _beat(self) -> None:
+        silence = self._loop.time() - self._last_read
+        if silence < 2 * self.heartbeat:
+            self._suspected = False
+            if not self._wrote:
+                self.write(HEARTBEAT_FRAME)
+                self._flush()
+            self._wrote = False
+            self._heartbeat_timer = self._loop.call_later(self.heartbeat / 2, self._beat)
+        elif not self._suspected:
+            # If the event loop stood still, the socket may be full of life: let it be read first.
+            self._suspected = True
+            self._heartbeat_timer = self._loop.call_later(min(0.5, self.heartbeat / 4), self._beat)
+        else:
+            p = self.parameters
+            text = f"{p.host}:{p.port} was silent for {silence:.1f} s, two heartbeat intervals of {self.heartbeat} s"
+            self._die(HeartbeatTimeout(text, reply_text=text))
+            self._abort()
+
+    # ---------------------------------------------------------------------------------------------- channels
+
+    def attach(self, channel: TransportChannel, number: int | None = None) -> int:
+        """Give *channel* a number: *number*, or the next free one.
+
+        Numbers go round, so that one which was just closed rests as long as possible.
+
+        Raises:
+            ChannelInvalidStateError: the connection is not open.
+            ChannelLimitReached: all numbers are in use.
+            ValueError: *number* is in use, or not from 1 to ``channel_max``.
+        """
+        if self.state is not State.OPEN:
+            raise ChannelInvalidStateError("the connection is not open") from self.error
+        if number is None:
+            if len(self.channels) >= self.channel_max:
+                raise ChannelLimitReached(f"all {self.channel_max} channels of the connection are in use (channel_max)")
+            number = self._last_number % self.channel_max + 1
+            while number in self.channels:
+                number = number % self.channel_max + 1
+            self._last_number = number
+        elif number in self.channels:
+            raise ValueError(f"channel number {number} is in use")
+        elif not 1 <= number <= self.channel_max:
+            raise ValueError(f"channel number must be from 1 to {self.channel_max}, not {number}")
+        self.channels[number] = channel
+        self._used_numbers.add(number)
+        return number
+
+    def detach(self, number: int) -> None:
+        """The number is free again: its close-ok was sent or received."""
+        self.channels.pop(number, None)
+
+    # ------------------------------------------------------------------------------------- calls and closing
+
+    async def call(self, method: Frame, timeout: float) -> Any:
+        """Send *method* on channel 0 and wait for its reply.
+
+        Raises:
+            TimeoutError: no reply within *timeout* seconds; a late one is swallowed.
+            ConnectionClosed: the connection is not open, or was lost meanwhile.
+        """
+        if self.state is not State.OPEN:
+            raise self.closed_error()
+        data = self.encode(0, method)
+        reply: asyncio.Future[Frame] = self._loop.create_future()
+        self._replies.append((method, reply))
+        self.write(data)
+        try:
+            async with asyncio.timeout(timeout):
+                return await reply
+        except TimeoutError:
+            raise TimeoutError(f"{method.name} got no answer within {timeout:g} s{self.blocked_hint()}") from None
+
+    def closed_error(self) -> Exception:
+        """An error of its own for somebody who needs the connection and finds it closed."""
+        return fresh(self.error) if self.error is not None else ConnectionClosed("the connection is being closed")
+
+    def blocked_hint(self) -> str:
+        """What to add to an error while the broker reads nothing."""
+        return f"; the broker blocks this connection: {self.blocked}" if self.blocked is not None else ""
+
+    async def close(self, error: Exception, deadline: float) -> None:
+        """Shake hands to close, until *deadline* in event loop time; then abort. Cancelling aborts too.
+
+        Args:
+            error: what every waiter gets.
+            deadline: ``loop.time()`` at which to stop being polite.
+        """
+        if self.state is State.OPEN:
+            for callback in self._before_flush:
+                callback()
+            self._before_flush.clear()
+            self.send(0, make(ConnectionMethods.Close, reply_code=200, reply_text="Normal shutdown"))
+            self._flush()
+            self.state = State.CLOSING
+            self._close_ok = self._loop.create_future()
+            self._closing_channels = list(self.channels.values())
+            self.channels.clear()
+        if self.state is State.CLOSING and self._close_ok is not None:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await asyncio.shield(self._close_ok)
+            except TimeoutError:
+                _log.info("%r: no close-ok in time%s; aborting", self, self.blocked_hint())
+            finally:
+                self.abort(error)
+        await self._disconnect()
+
+    async def closed(self, deadline: float) -> None:
+        """Wait until it is closed, but not beyond *deadline* in event loop time."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                await asyncio.shield(self._disconnected)
+        except TimeoutError:
+            _log.info("%r: still being closed", self)
+
+    def abort(self, error: Exception) -> None:
+        """End it now, without a handshake."""
+        if self.state is not State.CLOSED:
+            self._die(error)
+        self._abort()
+
+    def _fail(self, error: Exception) -> None:
+        """Die of *error*, telling the peer why if it broke the protocol."""
+        if self.state is State.CLOSED:
+            return
+        if isinstance(error, ProtocolError):
+            _log.error("%r: protocol error: %s", self, printable(str(error)))
+            text = str(error).encode()[:255].decode("utf-8", "ignore")
+            self.send(0, make(ConnectionMethods.Close, reply_code=error.reply_code, reply_text=text))
+        self._flush()
+        self._die(error)
+        if self._socket is not None:
+            self._socket.close()
+            self._loop.call_later(_LAST_WORDS, self._abort)
+
+    def _die(self, error: Exception) -> None:
+        """The one way into CLOSED: everybody who waits is told."""
+        was_connecting = self.state is State.CONNECTING
+        self.state = State.CLOSED
+        self.error = error
+        self._decoder.stop()
+        for timer in (self._stage_timer, self._heartbeat_timer):
+            if timer is not None:
+                timer.cancel()
+        self._out.clear()
+        self._before_flush.clear()
+        fail(self._opened, error)
+        if self._close_ok is not None and not self._close_ok.done():
+            self._close_ok.set_result(None)
+        channels = [*self._closing_channels, *self.channels.values()]
+        self._closing_channels.clear()
+        self.channels.clear()
+        for channel in channels:
+            channel.on_connection_lost(error)
+        held, self._held = self._held, deque()
+        for publish in held:
+            publish()  # finds its channel closed and fails
+        for _, reply in self._replies:
+            fail(reply, fresh(error))
+        for waiter in self._drained:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._replies.clear()
+        self._drained.clear()
+        self._holders.clear()
+        if not was_connecting:
+            self._on_lost(error)
+
+    def _abort(self) -> None:
+        if self._socket is not None:
+            self._socket.abort()
+
+    async def _disconnect(self) -> None:
+        """Wait until the socket is closed."""
+        if self._socket is not None:
+            if self.state is State.CLOSED and not self._socket.is_closing():
+                self._socket.abort()
+            await asyncio.shield(self._disconnected)
+
+
+def _explain_tls(exc: ssl.SSLError, p: ConnectionParameters) -> AMQPConnectionError:
+    where = f"TLS with {p.host}:{p.port} failed"
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        error = AMQPConnectionError(f"{where}: the broker's certificate was not accepted: {exc.verify_message}")
+    elif exc.reason == "WRONG_VERSION_NUMBER":
+        error = AMQPConnectionError(f"{where}: it does not speak TLS. Port 5672 is usually plain; amqps uses 5671")
+    else:
+        error = AMQPConnectionError(f"{where}: {exc.reason or exc}")
+    error.__cause__ = exc
+    return error
