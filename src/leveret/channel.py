@@ -111,7 +111,6 @@ class Channel:
     async def reopen(self) -> None:
         """Open it again after it was closed, with its callbacks; QoS and consumers are the caller's to set up again."""
         await self.close()
-        self._closed = asyncio.get_running_loop().create_future()
         await self._open(None)
 
     async def _open(self, timeout: TimeoutType) -> None:
@@ -122,6 +121,8 @@ class Channel:
             publisher_confirms=self.publisher_confirms,
             timeout=self.seconds(timeout),
         )
+        if self._closed.done():
+            self._closed = asyncio.get_running_loop().create_future()
         self._connection.adopt(self)
 
     async def close(self, exc: BaseException | None = None, *, timeout: float = CLOSE_TIMEOUT) -> None:
@@ -141,14 +142,16 @@ class Channel:
         if wire is None or (self._closed.done() and not self.handler_tasks):
             return
         deadline = asyncio.get_running_loop().time() + timeout
-        self.stop_consumers()
+        self.begin_close()
         await self.end_handlers(deadline)
         await wire.close(deadline)
 
-    def stop_consumers(self) -> None:
-        """Start no more callbacks."""
+    def begin_close(self) -> None:
+        """Start no more callbacks, and cancel those that run (but not the one that calls this)."""
         if self._wire is not None:
-            self._wire.stop_consumers()
+            self._wire.begin_close()
+        for task in self.handler_tasks - {asyncio.current_task()}:
+            task.cancel()
 
     async def wait_for_confirms(self, deadline: float) -> None:
         """Wait until every publish is settled, or until *deadline* in event loop time."""
@@ -156,10 +159,8 @@ class Channel:
             await self._wire.wait_for_confirms(deadline)
 
     async def end_handlers(self, deadline: float) -> None:
-        """Cancel the callbacks that run, and wait for their end (but not for the one that calls this)."""
+        """Wait for the callbacks that run (but not for the one that calls this) until *deadline*."""
         tasks = self.handler_tasks - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=max(0, deadline - asyncio.get_running_loop().time()))
 
@@ -194,17 +195,24 @@ class Channel:
         """The channel was closed, by this side, by the broker, or with its connection."""
         if wire is self._wire and not self._closed.done():
             self._closed.set_result(True)
-            self._connection.disown(self)
+            for task in self.handler_tasks:
+                task.add_done_callback(self._on_last_handlers)
+            self._on_last_handlers()
             self.close_callbacks(error)
+
+    def _on_last_handlers(self, _: object = None) -> None:
+        """The connection keeps a closed channel for as long as callbacks run, to end them when it is closed."""
+        if not self.handler_tasks and self.is_closed:
+            self._connection.disown(self)
 
     # -------------------------------------------------------------------------- for exchanges, queues, iterators
 
     @property
     def wire(self) -> WireChannel:
-        """The open channel below.
+        """The channel below, open or not: it checks that itself.
 
         Raises:
-            ChannelInvalidStateError: it is closed, or was not opened.
+            ChannelInvalidStateError: the channel was never opened.
         """
         wire = self._wire
         if wire is None:

@@ -101,7 +101,9 @@ class Connection:
                 raise
             p = self._parameters
             raise ConnectTimeout(f"not connected to {p.host}:{p.port} within {timeout:g} s") from None
-        if not self._transport.is_open:  # lost before this task came to run again
+        if self._close_called:
+            await self._transport.close(_normal_close(), self.loop.time() + CLOSE_TIMEOUT)
+        if not self._transport.is_open:  # closed or lost before this task came to run again
             raise self._transport.closed_error()
         self.connected.set()
 
@@ -147,9 +149,11 @@ class Connection:
         channels = list(self._channels)
         try:
             for channel in channels:
-                channel.stop_consumers()
-            await asyncio.gather(*(channel.end_handlers(deadline) for channel in channels))
-            await asyncio.gather(*(channel.wait_for_confirms(deadline) for channel in channels))
+                channel.begin_close()
+            for channel in channels:
+                await channel.end_handlers(deadline)
+            for channel in channels:
+                await channel.wait_for_confirms(deadline)
             await transport.close(error, deadline)
         finally:
             transport.abort(error)
@@ -239,7 +243,7 @@ class Connection:
         self._channels.add(channel)
 
     def disown(self, channel: Channel) -> None:
-        """*channel* is closed."""
+        """*channel* is closed, and none of its callbacks runs."""
         self._channels.discard(channel)
 
     @property

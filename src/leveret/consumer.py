@@ -101,7 +101,7 @@ class CallbackConsumer:
                 running = context.run(self._callback, message)
                 if not inspect.isawaitable(running):
                     continue  # a plain function: it is done
-                coroutine = running if isinstance(running, types.CoroutineType) else _await(running)
+                coroutine: Coroutine[Any, Any, Any] = running if inspect.iscoroutine(running) else _await(running)
                 waits_for = context.run(coroutine.send, None)
             except StopIteration:
                 continue

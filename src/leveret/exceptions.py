@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import copy
 from asyncio import QueueEmpty as _AsyncioQueueEmpty
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pamqp.exceptions import PAMQPException
 
@@ -244,8 +244,8 @@ class DeliveryError(AMQPError):
         frame: the ``Basic.Nack`` that refused it, or None.
     """
 
-    message: object = None
-    frame: object = None
+    message: Any = None
+    frame: Any = None
 
 
 class PublishError(DeliveryError):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from functools import partial
 from operator import attrgetter
 from pprint import pformat
 from types import TracebackType
@@ -31,8 +32,8 @@ from leveret.wire.codec import Properties, decode_properties, decode_route
 _log = get_logger(__name__)
 
 T = TypeVar("T")
-M = TypeVar("M", bound="IncomingMessage")
 _UTC = datetime.UTC
+_make_properties: Callable[[tuple[Any, ...]], Properties] = partial(tuple.__new__, Properties)  # pyright: ignore[reportUnknownMemberType]
 
 
 # ------------------------------------------------------------------------------------- expiration, timestamp
@@ -151,7 +152,7 @@ if TYPE_CHECKING:
 
 def _field(name: str, convert: Any, doc: str) -> Any:
     def assign(message: Message, value: Any) -> None:
-        message._assign(name, convert(value))
+        message._assign(name, convert(value))  # pyright: ignore[reportPrivateUsage]
 
     return property(attrgetter(f"_properties.{name}"), assign, doc=doc)
 
@@ -210,8 +211,7 @@ class Message:
     ) -> None:
         self._locked = False
         self.body = body if body.__class__ is bytes else _body(body)
-        self._properties = tuple.__new__(
-            Properties,
+        self._properties = _make_properties(
             (
                 content_type,
                 content_encoding,

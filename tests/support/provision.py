@@ -114,13 +114,6 @@ def provision(version: str) -> Path:
     return prefix
 
 
-def check(version: str) -> None:
-    """Raise `BrokerUnavailable` when :func:`provision` could not succeed; downloads next to nothing."""
-    if not prefix_of(version).exists():
-        check_platform()
-        _download(f"{mirror()}/dists/{VERSIONS[version]}/InRelease", attempts=2)
-
-
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as lock:
@@ -154,7 +147,7 @@ def mirror() -> str:
     raise BrokerUnavailable("No Debian mirror is known: DEBIAN_MIRROR is not set, and apt has none.")
 
 
-def _download(url: str, attempts: int = 4) -> bytes:
+def _download(url: str, attempts: int = 3) -> bytes:
     """The body of *url*, tried several times with growing pauses."""
     for attempt in range(1, attempts + 1):
         try:

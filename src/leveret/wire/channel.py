@@ -20,6 +20,7 @@ the channel they are written first, so the order that the user wrote is the orde
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import struct
 from collections import deque
@@ -181,15 +182,17 @@ class WireChannel:
 
     __slots__ = (
         "_acked",
+        "_all_settled",
         "_body",
         "_close_ok",
+        "_closing",
         "_confirms",
-        "_confirms_done",
         "_consumers",
         "_content",
         "_deadline_timer",
         "_due_ack",
         "_encoder",
+        "_held",
         "_loop",
         "_owner",
         "_properties",
@@ -222,7 +225,9 @@ class WireChannel:
 
         self._encoder: PublishEncoder
         self._confirms: Confirms[Publish] | None = None
-        self._confirms_done: asyncio.Future[None] | None = None
+        self._held: set[Publish] = set()
+        self._all_settled: asyncio.Future[None] | None = None
+        self._closing = False
         self._deadline_timer: asyncio.TimerHandle | None = None
 
         self._acked = 0  # every delivery tag up to it is settled
@@ -261,6 +266,8 @@ class WireChannel:
             async with asyncio.timeout(timeout):
                 for reply in [self._request(method) for method in requests]:
                     await reply
+            if self.error is not None:  # lost before this task came to run again
+                raise fresh(self.error)
         except BaseException as exc:
             if self.error is None:
                 self._send_close()
@@ -312,7 +319,12 @@ class WireChannel:
         try:
             async with asyncio.timeout(None if timeout == math.inf else timeout):
                 return await reply
-        except TimeoutError:
+        except (TimeoutError, asyncio.CancelledError) as exc:
+            came = reply.done() and not reply.cancelled() and reply.exception() is None
+            if came and on_late is not None and self.error is None:
+                on_late(reply.result())  # it came just before the caller went
+            if isinstance(exc, asyncio.CancelledError):
+                raise
             hint = self.transport.blocked_hint()
             raise TimeoutError(f"{method.name} got no answer within {timeout:g} s{hint}") from None
 
@@ -403,7 +415,9 @@ class WireChannel:
         elif self._replies and is_reply(type(self._replies[0].method), method):
             self._settle_reply(method, method)
         else:
-            raise ProtocolError(f"unexpected {method.name} on channel {self.number}", reply_code=503)
+            # A method of class connection (10) has no business here at all.
+            code = 504 if method.index >> 16 == 10 else 503
+            raise ProtocolError(f"unexpected {method.name} on channel {self.number}", reply_code=code)
 
     def _begin_content(self, content: Deliver | GetOk | Return) -> None:
         if isinstance(content, GetOk) and not (self._replies and isinstance(self._replies[0].method, Basic.Get)):
@@ -488,8 +502,9 @@ class WireChannel:
             ValueError, TypeError: a property that AMQP cannot carry.
             MessageTooLarge: the headers do not fit into one frame.
         """
-        if self.error is not None:
-            raise ChannelInvalidStateError(f"channel {self.number} is closed: {self.error}") from self.error
+        if self.error is not None or self._closing:
+            self.check_open()
+            raise ChannelInvalidStateError(f"channel {self.number} is being closed")
         encoded = encode_properties(properties)
         data = self._encoder.encode(exchange, routing_key, mandatory, encoded, body)
         transport = self.transport
@@ -525,18 +540,20 @@ class WireChannel:
         def write() -> None:
             if publish.done():
                 return
-            if self.error is not None:
-                error = PublishNotSent(f"channel {self.number} closed before the message could be sent: {self.error}")
-                error.__cause__ = self.error
-                fail(publish, error)
-                return
             publish.deadline = math.inf
+            self._held.discard(publish)
             if self._confirms is None:
                 publish.set_result(None)
             else:
                 self._confirms.add(publish)
             self.transport.write(data)
 
+        def forget(_: object) -> None:
+            self._held.discard(publish)
+            self._check_settled()
+
+        self._held.add(publish)
+        publish.add_done_callback(forget)
         self.transport.when_released(write)
         self._limit_time(publish, self.transport.parameters.operation_timeout if timeout is None else timeout)
 
@@ -585,8 +602,11 @@ class WireChannel:
                 fail(publish, MessageReturned(publish.returned))
             else:
                 publish.set_result(publish.returned)
-        if self._confirms_done is not None and not self._confirms and not self._confirms_done.done():
-            self._confirms_done.set_result(None)
+        self._check_settled()
+
+    def _check_settled(self) -> None:
+        if self._all_settled is not None and not self._confirms and not self._held and not self._all_settled.done():
+            self._all_settled.set_result(None)
 
     def _on_return(self, method: Return, properties: bytes, body: bytes) -> None:
         returned = self._owner.on_returned(method, properties, body)
@@ -596,20 +616,17 @@ class WireChannel:
         if publish is not None:
             publish.returned = returned
         else:
-            _log.warning("%r: a message came back that no publish waits for: %r", self, returned)
+            _log.warning("%r: a message came back that no publish waits for: %s", self, printable(method.reply_text))
 
-    async def wait_for_confirms(self, deadline: float) -> bool:
-        """Wait until every publish is settled, or until *deadline*; whether all are."""
-        if not self._confirms or self.error is not None:
-            return True
-        if self._confirms_done is None or self._confirms_done.done():
-            self._confirms_done = self._loop.create_future()
-        try:
+    async def wait_for_confirms(self, deadline: float) -> None:
+        """Wait until every publish is settled, or until *deadline* in event loop time."""
+        if self.error is not None or not (self._confirms or self._held):
+            return
+        if self._all_settled is None or self._all_settled.done():
+            self._all_settled = self._loop.create_future()
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
-                await asyncio.shield(self._confirms_done)
-        except TimeoutError:
-            return False
-        return True
+                await asyncio.shield(self._all_settled)
 
     # ------------------------------------------------------------------------------------- settling deliveries
 
@@ -764,8 +781,9 @@ class WireChannel:
         ok: Basic.CancelOk = await self.call(method, timeout, on_reply=remove)
         return ok
 
-    def stop_consumers(self) -> None:
-        """Drop what is still delivered: the channel is about to be closed, and the broker requeues it."""
+    def begin_close(self) -> None:
+        """Refuse publishes and drop what is still delivered: the channel is about to be closed."""
+        self._closing = True
         for consumer in self._consumers.values():
             consumer.on_end(ChannelClosed("the channel is being closed", reply_code=200))
         for tag in self._consumers:
@@ -807,8 +825,8 @@ class WireChannel:
         What is not confirmed by then ends as outcome unknown. If no close-ok comes (a blocked connection gets
         none) the channel is gone all the same, and its number stays taken until one does.
         """
-        if self.error is None:
-            await self.wait_for_confirms(deadline)
+        self.begin_close()
+        await self.wait_for_confirms(deadline)
         if self.error is None:
             self._send_close()
             self._end(ChannelClosed("the channel was closed", reply_code=200, reply_text="Normal shutdown"))
@@ -858,8 +876,12 @@ class WireChannel:
                 unknown = PublishOutcomeUnknown(f"the channel was lost before the confirm: {error}")
                 unknown.__cause__ = error
                 fail(publish, unknown)
-        if self._confirms_done is not None and not self._confirms_done.done():
-            self._confirms_done.set_result(None)
+        for publish in list(self._held):
+            not_sent = PublishNotSent(f"the channel was lost before the message could be sent: {error}")
+            not_sent.__cause__ = error
+            fail(publish, not_sent)
+        self._held.clear()
+        self._check_settled()
         self.transport.release(self)
         for consumer in consumers:
             consumer.on_end(error)

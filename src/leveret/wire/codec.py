@@ -148,6 +148,7 @@ def encode_properties(properties: Properties) -> bytes:
 def _encode_properties(properties: Properties) -> bytes:
     flags = 0
     parts = [b""]
+    value: Any
     for (flag, name), value in zip(_FLAGS, properties, strict=True):
         if value is None:
             continue
@@ -480,7 +481,7 @@ class FrameDecoder:
 
     def __init__(self, on_frame: Callable[[int, int, bytes], None], channels: Mapping[int, ContentSink]) -> None:
         self._on_frame = on_frame
-        self._channels = channels
+        self._channels: Mapping[int, ContentSink] = channels
         self._frame_max = MIN_FRAME_MAX
         self._read_view = memoryview(bytearray(_READ_SIZE))
         # An unfinished frame: small ones as the chunks that came, large ones in a buffer of their own.

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import ipaddress
 import socket
 import ssl
 from collections import deque
@@ -176,7 +177,9 @@ class Transport(asyncio.BufferedProtocol):
                 "server_hostname": p.server_hostname or p.host,
                 "ssl_handshake_timeout": p.connect_timeout,
             }
-        delay = _HAPPY_EYEBALLS_DELAY if p.happy_eyeballs_delay is None else p.happy_eyeballs_delay
+        delay = p.happy_eyeballs_delay
+        if delay is None and not _is_address(p.host):
+            delay = _HAPPY_EYEBALLS_DELAY
         try:
             async with asyncio.timeout(p.connect_timeout * (2 if p.ssl else 1)):
                 await self._loop.create_connection(
@@ -357,7 +360,8 @@ class Transport(asyncio.BufferedProtocol):
             if not reply.done():
                 reply.set_result(method)
         else:
-            raise ProtocolError(f"unexpected {method.name} on channel 0", reply_code=503)
+            code = 503 if method.index >> 16 == 10 else 504  # only class connection (10) lives on channel 0
+            raise ProtocolError(f"unexpected {method.name} on channel 0", reply_code=code)
 
     def _on_close(self, method: ConnectionMethods.Close) -> None:
         error = connection_closed(method)
@@ -630,9 +634,7 @@ class Transport(asyncio.BufferedProtocol):
         self.channels.clear()
         for channel in channels:
             channel.on_connection_lost(error)
-        held, self._held = self._held, deque()
-        for publish in held:
-            publish()  # finds its channel closed and fails
+        self._held.clear()
         for _, reply in self._replies:
             fail(reply, fresh(error))
         for waiter in self._drained:
@@ -654,6 +656,14 @@ class Transport(asyncio.BufferedProtocol):
             if self.state is State.CLOSED and not self._socket.is_closing():
                 self._socket.abort()
             await asyncio.shield(self._disconnected)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _explain_tls(exc: ssl.SSLError, p: ConnectionParameters) -> AMQPConnectionError:
