@@ -4,23 +4,17 @@
 was cancelled or timed out leaves its place in it: the late reply is swallowed, and where it changed something
 (a consumer was made, a message was fetched) that is undone. The channel stays usable.
 
-**Content.** A delivery, a return or a fetched message is method, header, bodies, in this order and never
-interleaved on one channel. What the decoder did not deliver whole is put together here.
-
-**Publishing.** A confirm number is taken and the bytes are written in one step with no ``await`` between, so
-nothing can shift the numbers that follow. Every publish ends as one of: confirmed, nacked, returned, not
-sent, outcome unknown.
+**Content.** What the decoder did not deliver whole is put together by a :class:`ContentAssembler`.
 
 **Acks.** Contiguous tags of one turn of the event loop go out as one ``multiple``; before any other method of
 the channel they are written first, so the order that the user wrote is the order on the wire.
 
-**End.** :meth:`WireChannel._die` is the one way out, for the broker's close, ours, and a lost connection.
+**End.** :meth:`WireChannel._end` is the one way out, for the broker's close, ours, and a lost connection.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import struct
 from collections import deque
@@ -34,25 +28,18 @@ from pamqp.commands import Channel as ChannelMethods
 from leveret.exceptions import (
     ChannelClosed,
     ChannelInvalidStateError,
-    ConnectionBlocked,
     ConsumerCancelled,
     DeliveryLost,
     DuplicateConsumerTag,
-    MessageNacked,
-    MessageProcessError,
-    MessageReturned,
     MessageTooLarge,
     ProtocolError,
-    PublishNotSent,
-    PublishNotSentInTime,
-    PublishOutcomeUnknown,
-    PublishUnconfirmedInTime,
     channel_closed,
     fresh,
 )
 from leveret.log import get_logger, printable
-from leveret.outcome import DONE, Outcome, fail
+from leveret.outcome import fail
 from leveret.types import Arguments
+from leveret.wire.acks import Acks
 from leveret.wire.codec import (
     BASIC_ACK,
     BASIC_DELIVER,
@@ -66,30 +53,19 @@ from leveret.wire.codec import (
     Deliver,
     GetOk,
     OnDelivery,
-    Properties,
-    PublishEncoder,
-    Return,
-    decode_confirm,
-    decode_content_header,
     decode_deliver,
     decode_get_ok,
     decode_return,
-    decode_route,
     encode_ack,
     encode_nack,
-    encode_properties,
     encode_reject,
 )
-from leveret.wire.confirms import Confirms
+from leveret.wire.content import Content, ContentAssembler
 from leveret.wire.methods import decode_method, is_reply, make
+from leveret.wire.publisher import Publisher, ReturnHandler
 from leveret.wire.transport import Transport
 
 _log = get_logger(__name__)
-
-MAX_MESSAGE_SIZE = 536_870_912
-"""RabbitMQ's own upper limit; a header that announces more is refused before a byte of it is kept."""
-
-_TRACKED_TAGS = 4096
 
 _unpack_method_id = struct.Struct(">I").unpack_from
 
@@ -118,32 +94,12 @@ class WireConsumer(Protocol):
         ...
 
 
-class ChannelOwner(Protocol):
+class ChannelOwner(ReturnHandler, Protocol):
     """What the channel tells the handle that opened it; synchronous, and does not raise."""
-
-    on_return_raises: bool
-
-    def on_returned(self, method: Return, properties: bytes, body: bytes, /) -> Any:
-        """A mandatory message came back; the result is what its publisher gets."""
-        ...
 
     def on_wire_lost(self, wire: WireChannel, error: Exception, /) -> None:
         """The channel is gone."""
         ...
-
-
-class Publish(Outcome[Any]):
-    """A publish that waits for its confirm."""
-
-    __slots__ = ("body", "deadline", "exchange", "mandatory", "properties", "returned", "routing_key")
-
-    exchange: str
-    routing_key: str
-    properties: bytes
-    body: bytes
-    mandatory: bool
-    returned: Any
-    deadline: float
 
 
 class _Pending(NamedTuple):
@@ -181,58 +137,41 @@ class WireChannel:
     """One incarnation of a channel. Make one with :meth:`open`."""
 
     __slots__ = (
-        "_acked",
-        "_all_settled",
-        "_body",
+        "_acks",
         "_close_ok",
         "_closing",
-        "_confirms",
         "_consumers",
         "_content",
-        "_deadline_timer",
-        "_due_ack",
-        "_encoder",
-        "_held",
         "_loop",
+        "_output",
         "_owner",
-        "_properties",
-        "_remaining",
+        "_publisher",
         "_replies",
-        "_settled_ahead",
         "consumers",
         "error",
         "is_assembling",
         "number",
+        "publish",
         "transport",
     )
 
-    def __init__(self, transport: Transport, owner: ChannelOwner) -> None:
+    def __init__(self, transport: Transport, owner: ChannelOwner, number: int | None, publisher_confirms: bool) -> None:
+        self.number = number = transport.attach(self, number)
         self.transport = transport
-        self.number = 0
         self.error: Exception | None = None
         self.consumers: dict[bytes, OnDelivery] = {}
         self.is_assembling = False
         self._consumers: dict[bytes, WireConsumer] = {}
         self._loop = asyncio.get_running_loop()
+        self._output = transport.output
         self._owner = owner
         self._replies: deque[_Pending] = deque()
-        self._close_ok: asyncio.Future[None] | None = None
-
-        self._content: Deliver | GetOk | Return | None = None
-        self._properties: bytes | None = None
-        self._body: list[bytes] = []
-        self._remaining = 0
-
-        self._encoder: PublishEncoder
-        self._confirms: Confirms[Publish] | None = None
-        self._held: set[Publish] = set()
-        self._all_settled: asyncio.Future[None] | None = None
+        self._content = ContentAssembler()
+        self._acks = Acks()
+        self._publisher = Publisher(transport, number, publisher_confirms, owner)
+        self.publish = self._publisher.publish
         self._closing = False
-        self._deadline_timer: asyncio.TimerHandle | None = None
-
-        self._acked = 0  # every delivery tag up to it is settled
-        self._settled_ahead: set[int] = set()  # and these beyond it
-        self._due_ack = 0  # the tag up to which an ack is still to be written
+        self._close_ok: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
         state = "open" if self.is_open else "closed"
@@ -255,12 +194,9 @@ class WireChannel:
             ChannelLimitReached: no number is free.
             TimeoutError: no answer within *timeout* seconds; the channel is closed behind the caller's back.
         """
-        self = cls(transport, owner)
-        self.number = transport.attach(self, number)
-        self._encoder = PublishEncoder(self.number, transport.frame_max)
+        self = cls(transport, owner, number, publisher_confirms)
         requests: list[Frame] = [make(ChannelMethods.Open)]
         if publisher_confirms:
-            self._confirms = Confirms()
             requests.append(make(Confirm.Select))
         try:
             async with asyncio.timeout(timeout):
@@ -315,6 +251,9 @@ class WireChannel:
             ChannelClosed: the broker closed the channel over it.
             TimeoutError: no reply in time; the channel stays open and the late reply is swallowed.
         """
+        if self._closing:
+            self.check_open()
+            raise ChannelInvalidStateError(f"channel {self.number} is being closed")
         reply = self._request(method, on_reply, on_late)
         try:
             async with asyncio.timeout(None if timeout == math.inf else timeout):
@@ -340,7 +279,7 @@ class WireChannel:
         reply: asyncio.Future[Any] = self._loop.create_future()
         self._replies.append(_Pending(method, reply, on_reply, on_late))
         self._write_due_ack()
-        self.transport.write(data)
+        self._output.write(data)
         return reply
 
     def send(self, method: Frame) -> None:
@@ -348,7 +287,7 @@ class WireChannel:
         self.check_open()
         data = self.transport.encode(self.number, method)
         self._write_due_ack()
-        self.transport.write(data)
+        self._output.write(data)
 
     def _settle_reply(self, result: Any, method: Frame | type[Frame]) -> None:
         """Hand *result* to the call at the head of the line."""
@@ -376,9 +315,14 @@ class WireChannel:
         elif kind == METHOD:
             self._on_method_frame(payload)
         elif kind == HEADER:
-            self._on_header(payload)
+            try:
+                self._on_content(self._content.add_header(payload))
+            except MessageTooLarge as exc:
+                _log.error("%r: %s; closing the channel", self, exc)
+                self._send_close(311, str(exc))
+                self._end(exc)
         elif kind == BODY:
-            self._on_body(payload)
+            self._on_content(self._content.add_body(payload))
         elif kind == HEARTBEAT:
             raise ProtocolError(f"a heartbeat on channel {self.number}", reply_code=505, data=payload)
 
@@ -389,17 +333,20 @@ class WireChannel:
             raise ProtocolError("a method frame of less than 4 bytes", reply_code=501, data=payload)
         method_id = _unpack_method_id(payload)[0]
         if method_id == BASIC_ACK:
-            self._on_confirm(payload, Basic.Ack)
+            self._publisher.on_confirm(payload, Basic.Ack)
         elif method_id == BASIC_NACK:
-            self._on_confirm(payload, Basic.Nack)
+            self._publisher.on_confirm(payload, Basic.Nack)
         elif method_id == BASIC_DELIVER:
-            self._begin_content(decode_deliver(payload))
+            self._content.begin(decode_deliver(payload))
         elif method_id == BASIC_GET_OK:
-            self._begin_content(decode_get_ok(payload))
+            if not (self._replies and isinstance(self._replies[0].method, Basic.Get)):
+                raise ProtocolError("basic.get-ok without a basic.get", reply_code=503)
+            self._content.begin(decode_get_ok(payload))
         elif method_id == BASIC_RETURN:
-            self._begin_content(decode_return(payload))
+            self._content.begin(decode_return(payload))
         else:
             self._on_method(decode_method(payload))
+        self.is_assembling = not self._content.is_empty
 
     def _on_method(self, method: Frame) -> None:
         if isinstance(method, ChannelMethods.Close):
@@ -411,7 +358,8 @@ class WireChannel:
         elif isinstance(method, Basic.Cancel):
             self._on_broker_cancel(method)
         elif isinstance(method, ChannelMethods.Flow):
-            self._on_flow(method)
+            self.send(make(ChannelMethods.FlowOk, active=method.active))
+            self._publisher.on_flow(bool(method.active))
         elif self._replies and is_reply(type(self._replies[0].method), method):
             self._settle_reply(method, method)
         else:
@@ -419,214 +367,26 @@ class WireChannel:
             code = 504 if method.index >> 16 == 10 else 503
             raise ProtocolError(f"unexpected {method.name} on channel {self.number}", reply_code=code)
 
-    def _begin_content(self, content: Deliver | GetOk | Return) -> None:
-        if isinstance(content, GetOk) and not (self._replies and isinstance(self._replies[0].method, Basic.Get)):
-            raise ProtocolError("basic.get-ok without a basic.get", reply_code=503)
-        self._content = content
-        self.is_assembling = True
-
-    def _on_header(self, payload: bytes) -> None:
-        if self._content is None or self._properties is not None:
-            raise ProtocolError("a content header that no method announced", reply_code=505, data=payload)
-        size, self._properties = decode_content_header(payload)
-        self._remaining = size
-        if size == 0:
-            self._complete_content()
-        elif size > MAX_MESSAGE_SIZE:
-            text = f"a message of {size} bytes is over the limit of {MAX_MESSAGE_SIZE}"
-            _log.error("%r: %s; closing the channel", self, text)
-            self._send_close(311, text)
-            self._end(MessageTooLarge(text))
-
-    def _on_body(self, payload: bytes) -> None:
-        if self._properties is None:
-            raise ProtocolError("a content body that no header announced", reply_code=505, data=payload[:64])
-        self._remaining -= len(payload)
-        if self._remaining < 0:
-            raise ProtocolError("a content body longer than its header announced", reply_code=501, data=payload[:64])
-        self._body.append(payload)
-        if self._remaining == 0:
-            self._complete_content()
-
-    def _complete_content(self) -> None:
-        content, properties, parts = self._content, self._properties or b"", self._body
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        self._drop_content()
-        if isinstance(content, Deliver):
-            on_delivery = self.consumers.get(content.consumer_tag)
-            if on_delivery is None:
-                tag = content.consumer_tag.decode("utf-8", "replace")
-                raise ProtocolError(f"a delivery for consumer {tag!r}, which does not exist", reply_code=503)
-            on_delivery(content.delivery_tag, content.redelivered, content.route, properties, body)
-        elif isinstance(content, GetOk):
-            self._settle_reply(Fetched(content, properties, body), Basic.GetOk)
-        elif content is not None:
-            self._on_return(content, properties, body)
-
-    def _drop_content(self) -> None:
-        self._content = None
-        self._properties = None
-        self._body = []
-        self.is_assembling = False
-
-    def _on_flow(self, method: ChannelMethods.Flow) -> None:
-        self.send(make(ChannelMethods.FlowOk, active=method.active))
-        if method.active:
-            self.transport.release(self)
-        else:
-            self.transport.hold(self)
-
-    # -------------------------------------------------------------------------------------------- publishing
-
-    def publish(
-        self,
-        exchange: str,
-        routing_key: str,
-        properties: Properties,
-        body: bytes,
-        mandatory: bool,
-        timeout: float | None,
-    ) -> Coroutine[Any, Any, Any]:
-        """Publish now, or as soon as nobody holds publishes; the result awaits the broker's confirm.
-
-        Args:
-            exchange: name of the exchange, "" for the default one.
-            routing_key: at most 255 bytes of UTF-8.
-            properties: with values as the wire has them.
-            body: any size.
-            mandatory: whether the broker shall return what it cannot route.
-            timeout: seconds for the whole, None for the connection's ``operation_timeout``.
-
-        Raises:
-            ChannelInvalidStateError: the channel is not open.
-            ValueError, TypeError: a property that AMQP cannot carry.
-            MessageTooLarge: the headers do not fit into one frame.
-        """
-        if self.error is not None or self._closing:
-            self.check_open()
-            raise ChannelInvalidStateError(f"channel {self.number} is being closed")
-        encoded = encode_properties(properties)
-        data = self._encoder.encode(exchange, routing_key, mandatory, encoded, body)
-        transport = self.transport
-        if self._confirms is None and not transport.publishing_held:
-            transport.write(data)
-            return DONE
-        publish = Publish(loop=self._loop)
-        publish.exchange = exchange
-        publish.routing_key = routing_key
-        publish.properties = encoded
-        publish.body = body
-        publish.mandatory = mandatory
-        publish.returned = None
-        if transport.publishing_held:
-            self._hold_publish(publish, data, timeout)
-        elif timeout is None:
-            publish.deadline = self._loop.time() + transport.parameters.operation_timeout
-            if self._deadline_timer is None and publish.deadline != math.inf:
-                self._deadline_timer = self._loop.call_at(publish.deadline, self._expire_publishes)
-            self._confirms.add(publish)  # type: ignore[union-attr]
-            transport.write(data)
-        else:
-            publish.deadline = math.inf
-            self._confirms.add(publish)  # type: ignore[union-attr]
-            transport.write(data)
-            self._limit_time(publish, timeout)
-        return publish
-
-    def _hold_publish(self, publish: Publish, data: bytes, timeout: float | None) -> None:
-        """Write *data* when publishes are no longer held, unless its time is up or its owner has gone."""
-        publish.deadline = -math.inf  # not written yet
-
-        def write() -> None:
-            if publish.done():
-                return
-            publish.deadline = math.inf
-            self._held.discard(publish)
-            if self._confirms is None:
-                publish.set_result(None)
-            else:
-                self._confirms.add(publish)
-            self.transport.write(data)
-
-        def forget(_: object) -> None:
-            self._held.discard(publish)
-            self._check_settled()
-
-        self._held.add(publish)
-        publish.add_done_callback(forget)
-        self.transport.when_released(write)
-        self._limit_time(publish, self.transport.parameters.operation_timeout if timeout is None else timeout)
-
-    def _limit_time(self, publish: Publish, timeout: float) -> None:
-        if timeout != math.inf:
-            timer = self._loop.call_later(timeout, self._time_out, publish, timeout)
-            publish.add_done_callback(lambda _: timer.cancel())
-
-    def _expire_publishes(self) -> None:
-        """End the publishes whose default deadline has passed; one timer serves them all."""
-        self._deadline_timer = None
-        now = self._loop.time()
-        for publish in list(self._confirms or ()):
-            if publish.done() or publish.deadline == math.inf:
-                continue
-            if publish.deadline > now:
-                self._deadline_timer = self._loop.call_at(publish.deadline, self._expire_publishes)
-                break
-            self._time_out(publish, self.transport.parameters.operation_timeout)
-
-    def _time_out(self, publish: Publish, timeout: float) -> None:
-        blocked = self.transport.blocked
-        where = f"exchange {publish.exchange!r}, routing key {publish.routing_key!r}"
-        if publish.deadline != -math.inf:
-            hint = self.transport.blocked_hint()
-            fail(publish, PublishUnconfirmedInTime(f"no confirm within {timeout:g} s{hint} ({where})"))
-        elif blocked is not None:
-            fail(publish, ConnectionBlocked(f"not sent within {timeout:g} s: the broker blocks publishers: {blocked}"))
-        else:
-            fail(publish, PublishNotSentInTime(f"not sent within {timeout:g} s: the broker does not keep up ({where})"))
-
-    def _on_confirm(self, payload: bytes, cls: type[Basic.Ack] | type[Basic.Nack]) -> None:
-        number, multiple = decode_confirm(payload)
-        if self._confirms is None:
-            raise ProtocolError("a confirm on a channel without publisher confirms", reply_code=503)
-        settled = self._confirms.settle(number, multiple)
-        frame = make(cls, delivery_tag=number, multiple=multiple)
-        for publish in settled:
-            if publish.done():
-                continue
-            if isinstance(frame, Basic.Nack):
-                fail(publish, MessageNacked(frame))
-            elif publish.returned is None:
-                publish.set_result(frame)
-            elif self._owner.on_return_raises:
-                fail(publish, MessageReturned(publish.returned))
-            else:
-                publish.set_result(publish.returned)
-        self._check_settled()
-
-    def _check_settled(self) -> None:
-        if self._all_settled is not None and not self._confirms and not self._held and not self._all_settled.done():
-            self._all_settled.set_result(None)
-
-    def _on_return(self, method: Return, properties: bytes, body: bytes) -> None:
-        returned = self._owner.on_returned(method, properties, body)
-        if self._confirms is None:
+    def _on_content(self, content: Content | None) -> None:
+        """Content that may be complete."""
+        if content is None:
             return
-        publish = self._confirms.match_return(*decode_route(method.route), properties, body)
-        if publish is not None:
-            publish.returned = returned
+        self.is_assembling = False
+        method, properties, body = content
+        if isinstance(method, Deliver):
+            on_delivery = self.consumers.get(method.consumer_tag)
+            if on_delivery is None:
+                tag = method.consumer_tag.decode("utf-8", "replace")
+                raise ProtocolError(f"a delivery for consumer {tag!r}, which does not exist", reply_code=503)
+            on_delivery(method.delivery_tag, method.redelivered, method.route, properties, body)
+        elif isinstance(method, GetOk):
+            self._settle_reply(Fetched(method, properties, body), Basic.GetOk)
         else:
-            _log.warning("%r: a message came back that no publish waits for: %s", self, printable(method.reply_text))
+            self._publisher.on_return(method, properties, body)
 
     async def wait_for_confirms(self, deadline: float) -> None:
         """Wait until every publish is settled, or until *deadline* in event loop time."""
-        if self.error is not None or not (self._confirms or self._held):
-            return
-        if self._all_settled is None or self._all_settled.done():
-            self._all_settled = self._loop.create_future()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(deadline):
-                await asyncio.shield(self._all_settled)
+        await self._publisher.settled(deadline)
 
     # ------------------------------------------------------------------------------------- settling deliveries
 
@@ -639,72 +399,42 @@ class WireChannel:
         """
         if self.error is not None:
             raise self._lost()
-        if delivery_tag == self._acked + 1:
-            self._acked = delivery_tag
-            if self._settled_ahead:
-                self._catch_up()
-            if not self._due_ack:
-                self.transport.before_flush(self._write_due_ack)
-            self._due_ack = delivery_tag  # not _acked: the broker refuses a tag that it has seen settled
-        else:
-            self._check_unsettled(delivery_tag)
-            self._write_due_ack()
-            self.transport.write(encode_ack(self.number, delivery_tag, multiple))
-            self._note_settled(delivery_tag, multiple)
-        return self.transport.drain()
+        if not self._acks.due and not multiple:
+            self._output.before_flush(self._write_due_ack)
+        if not self._acks.save_up(delivery_tag):
+            self._acks.check(delivery_tag)
+            self._settle(delivery_tag, multiple, encode_ack(self.number, delivery_tag, multiple))
+        return self._output.drain()
 
     def nack(self, delivery_tag: int, multiple: bool = False, requeue: bool = True) -> Coroutine[Any, Any, None]:
         """``basic.nack``; raises as :meth:`ack` does."""
         if self.error is not None:
             raise self._lost()
-        self._check_unsettled(delivery_tag)
-        self._write_due_ack()
-        self.transport.write(encode_nack(self.number, delivery_tag, multiple, requeue))
-        self._note_settled(delivery_tag, multiple)
-        return self.transport.drain()
+        self._acks.check(delivery_tag)
+        self._settle(delivery_tag, multiple, encode_nack(self.number, delivery_tag, multiple, requeue))
+        return self._output.drain()
 
     def reject(self, delivery_tag: int, requeue: bool = False) -> Coroutine[Any, Any, None]:
         """``basic.reject``; raises as :meth:`ack` does."""
         if self.error is not None:
             raise self._lost()
-        self._check_unsettled(delivery_tag)
+        self._acks.check(delivery_tag)
+        self._settle(delivery_tag, False, encode_reject(self.number, delivery_tag, requeue))
+        return self._output.drain()
+
+    def _settle(self, delivery_tag: int, multiple: bool, data: bytes) -> None:
         self._write_due_ack()
-        self.transport.write(encode_reject(self.number, delivery_tag, requeue))
-        self._note_settled(delivery_tag, False)
-        return self.transport.drain()
+        self._output.write(data)
+        self._acks.note(delivery_tag, multiple)
+
+    def _write_due_ack(self) -> None:
+        if due := self._acks.take_due():
+            self._output.write(encode_ack(self.number, due, True))
 
     def _lost(self) -> DeliveryLost:
         error = DeliveryLost(f"the channel that brought the message is gone, the broker redelivers it: {self.error}")
         error.__cause__ = self.error
         return error
-
-    def _check_unsettled(self, delivery_tag: int) -> None:
-        if delivery_tag <= self._acked or delivery_tag in self._settled_ahead:
-            raise MessageProcessError(f"delivery tag {delivery_tag} was settled by an earlier multiple")
-
-    def _note_settled(self, delivery_tag: int, multiple: bool) -> None:
-        if self._acked < 0:
-            return
-        if multiple:
-            self._acked = delivery_tag
-            self._settled_ahead = {tag for tag in self._settled_ahead if tag > delivery_tag}
-        else:
-            self._settled_ahead.add(delivery_tag)
-        self._catch_up()
-        if len(self._settled_ahead) > _TRACKED_TAGS:
-            # A tag that nobody settles (left unacked, or of a no_ack consumer) stops the count: ack singly then.
-            self._acked = -1
-            self._settled_ahead.clear()
-
-    def _catch_up(self) -> None:
-        while self._acked + 1 in self._settled_ahead:
-            self._acked += 1
-            self._settled_ahead.discard(self._acked)
-
-    def _write_due_ack(self) -> None:
-        if self._due_ack:
-            self.transport.write(encode_ack(self.number, self._due_ack, True))
-            self._due_ack = 0
 
     # --------------------------------------------------------------------------------------------- consumers
 
@@ -782,8 +512,11 @@ class WireChannel:
         return ok
 
     def begin_close(self) -> None:
-        """Refuse publishes and drop what is still delivered: the channel is about to be closed."""
+        """Refuse calls and publishes and drop what is still delivered: the channel is about to be closed."""
+        if self.error is not None:
+            return
         self._closing = True
+        self._publisher.refuse(f"channel {self.number} is being closed")
         for consumer in self._consumers.values():
             consumer.on_end(ChannelClosed("the channel is being closed", reply_code=200))
         for tag in self._consumers:
@@ -826,10 +559,12 @@ class WireChannel:
         none) the channel is gone all the same, and its number stays taken until one does.
         """
         self.begin_close()
-        await self.wait_for_confirms(deadline)
-        if self.error is None:
-            self._send_close()
-            self._end(ChannelClosed("the channel was closed", reply_code=200, reply_text="Normal shutdown"))
+        try:
+            await self._publisher.settled(deadline)
+        finally:
+            if self.error is None:
+                self._send_close()
+                self._end(ChannelClosed("the channel was closed", reply_code=200, reply_text="Normal shutdown"))
         if self._close_ok is not None:
             try:
                 async with asyncio.timeout_at(deadline):
@@ -860,29 +595,15 @@ class WireChannel:
     def _end(self, error: Exception) -> None:
         """The one way out: every waiter, consumer and the owner are told."""
         self.error = error
-        self._drop_content()
-        self._due_ack = 0
-        self._settled_ahead.clear()
-        if self._deadline_timer is not None:
-            self._deadline_timer.cancel()
+        self._content.drop()
+        self._acks.take_due()
         consumers = list(self._consumers.values())
         self._consumers.clear()
         self.consumers.clear()
         replies, self._replies = self._replies, deque()
         for pending in replies:
             fail(pending.reply, fresh(error))
-        for publish in self._confirms.abandon() if self._confirms is not None else ():
-            if not publish.done():
-                unknown = PublishOutcomeUnknown(f"the channel was lost before the confirm: {error}")
-                unknown.__cause__ = error
-                fail(publish, unknown)
-        for publish in list(self._held):
-            not_sent = PublishNotSent(f"the channel was lost before the message could be sent: {error}")
-            not_sent.__cause__ = error
-            fail(publish, not_sent)
-        self._held.clear()
-        self._check_settled()
-        self.transport.release(self)
+        self._publisher.end(error)
         for consumer in consumers:
             consumer.on_end(error)
         self._owner.on_wire_lost(self, error)

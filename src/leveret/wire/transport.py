@@ -7,9 +7,7 @@ never revived; reconnecting builds another.
 **Reading.** The socket reads into the decoder's buffer, which hands deliveries to consumers and every other
 frame to :meth:`Transport._on_frame`. No queue and no task stands between, so nothing here may block or raise.
 
-**Writing.** :meth:`Transport.write` collects what one turn of the event loop produces and sends it in one
-piece. Only publishes wait, and only while somebody holds them (:meth:`Transport.hold`): the socket's buffer is
-full, the broker blocks publishers, or it stopped a channel's flow. Acks, calls and heartbeats always go out.
+**Writing** is :class:`~leveret.wire.output.Output`'s.
 
 **Heartbeats.** One timer, no task. Any byte from the peer is life; silence over two intervals is death, and
 then the socket is aborted without a close handshake (AMQP 0-9-1 §4.2.7, rabbitmq.com/docs/heartbeats).
@@ -23,7 +21,7 @@ import ipaddress
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
 from pamqp.base import Frame
@@ -43,16 +41,16 @@ from leveret.exceptions import (
     fresh,
 )
 from leveret.log import get_logger, printable
-from leveret.outcome import DONE, Outcome, fail
+from leveret.outcome import fail
 from leveret.types import FieldValue
 from leveret.url import ConnectionParameters
 from leveret.wire.codec import HEARTBEAT, HEARTBEAT_FRAME, METHOD, ContentSink, FrameDecoder
 from leveret.wire.handshake import PROTOCOL_HEADER, Handshake
 from leveret.wire.methods import decode_method, encode_method, is_reply, make
+from leveret.wire.output import Output
 
 _log = get_logger(__name__)
 
-_FLUSH_AT = 65_536
 _HAPPY_EYEBALLS_DELAY = 0.25  # RFC 8305: so that one silent address does not use up the whole time
 _LAST_WORDS = 1.0
 """Seconds that a close frame may take to leave before the socket is aborted."""
@@ -97,7 +95,7 @@ class Transport(asyncio.BufferedProtocol):
         self.state = State.CONNECTING
         self.error: Exception | None = None
         self.blocked: str | None = None
-        self.publishing_held = False
+        self.output = Output()
         self.channels: dict[int, TransportChannel] = {}
         self._loop = asyncio.get_running_loop()
         self._on_lost = on_lost
@@ -113,16 +111,6 @@ class Transport(asyncio.BufferedProtocol):
         self._last_read = self._loop.time()
         self._heartbeat_timer: asyncio.TimerHandle | None = None
         self._suspected = False
-
-        self._out: list[bytes] = []
-        self._out_size = 0
-        self._flush_due = False
-        self._before_flush: list[Callable[[], None]] = []
-        self._wrote = False
-        self._paused = False
-        self._drained: list[Outcome[None]] = []
-        self._holders: set[object] = set()
-        self._held: deque[Callable[[], None]] = deque()
 
         self._last_number = 0
         self._used_numbers: set[int] = set()
@@ -198,7 +186,8 @@ class Transport(asyncio.BufferedProtocol):
         self._socket = cast("asyncio.Transport", transport)
         if (sock := self._tcp_socket()) is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._socket.write(PROTOCOL_HEADER)
+        self.output.open(self._socket)
+        self.output.write(PROTOCOL_HEADER)
 
     def _wait_for_stage(self) -> None:
         """Give the peer ``connect_timeout`` for its next word of the handshake."""
@@ -380,9 +369,9 @@ class Transport(asyncio.BufferedProtocol):
         self.blocked = reason
         if reason is None:
             _log.info("the broker no longer blocks publishers on %r", self)
-            self.release("broker")
+            self.output.release("broker")
         else:
-            self.hold("broker")
+            self.output.hold("broker")
         self._on_blocked(reason)
 
     # ----------------------------------------------------------------------------------------------- writing
@@ -403,79 +392,15 @@ class Transport(asyncio.BufferedProtocol):
 
     def send(self, channel: int, method: Frame) -> None:
         """Write a method frame."""
-        self.write(self.encode(channel, method))
-
-    def write(self, data: bytes) -> None:
-        """Send *data* with whatever else this turn of the event loop writes."""
-        self._out.append(data)
-        self._out_size += len(data)
-        if self._out_size >= _FLUSH_AT:
-            self._flush()
-        elif not self._flush_due:
-            self._flush_due = True
-            self._loop.call_soon(self._flush_turn)
-
-    def before_flush(self, callback: Callable[[], None]) -> None:
-        """Call *callback* once, before the next flush, so that it can write what it has saved up."""
-        self._before_flush.append(callback)
-        if not self._flush_due:
-            self._flush_due = True
-            self._loop.call_soon(self._flush_turn)
-
-    def _flush_turn(self) -> None:
-        if self._before_flush:
-            callbacks, self._before_flush = self._before_flush, []
-            for callback in callbacks:
-                callback()
-        self._flush_due = False
-        if self._out:
-            self._flush()
-
-    def _flush(self) -> None:
-        out, self._out = self._out, []
-        self._out_size = 0
-        if self._socket is None or self.state is State.CLOSED:
-            return
-        self._wrote = True
-        self._socket.write(out[0] if len(out) == 1 else b"".join(out))
+        self.output.write(self.encode(channel, method))
 
     def pause_writing(self) -> None:
-        """The socket's buffer is full: hold publishes."""
-        self._paused = True
-        self.hold("socket")
+        """The socket's buffer is full."""
+        self.output.pause()
 
     def resume_writing(self) -> None:
         """The socket's buffer has emptied."""
-        self._paused = False
-        drained, self._drained = self._drained, []
-        for waiter in drained:
-            if not waiter.done():
-                waiter.set_result(None)
-        self.release("socket")
-
-    def drain(self) -> Coroutine[Any, Any, None]:
-        """Done at once, or when a full socket buffer has emptied."""
-        if not self._paused:
-            return DONE
-        waiter: Outcome[None] = Outcome(loop=self._loop)
-        self._drained.append(waiter)
-        return waiter
-
-    def hold(self, holder: object) -> None:
-        """Hold publishes until *holder* (the socket, the broker, a channel) releases them."""
-        self._holders.add(holder)
-        self.publishing_held = True
-
-    def release(self, holder: object) -> None:
-        """*holder* no longer minds; when nobody does, held publishes go out in their order."""
-        self._holders.discard(holder)
-        while self._held and not self._holders:
-            self._held.popleft()()
-        self.publishing_held = bool(self._holders or self._held)
-
-    def when_released(self, publish: Callable[[], None]) -> None:
-        """Call *publish* when nobody holds publishes any more, after those that wait already."""
-        self._held.append(publish)
+        self.output.resume()
 
     # -------------------------------------------------------------------------------------------- heartbeats
 
@@ -483,10 +408,10 @@ class Transport(asyncio.BufferedProtocol):
         silence = self._loop.time() - self._last_read
         if silence < 2 * self.heartbeat:
             self._suspected = False
-            if not self._wrote:
-                self.write(HEARTBEAT_FRAME)
-                self._flush()
-            self._wrote = False
+            if not self.output.has_written:
+                self.output.write(HEARTBEAT_FRAME)
+                self.output.flush()
+            self.output.has_written = False
             self._heartbeat_timer = self._loop.call_later(self.heartbeat / 2, self._beat)
         elif not self._suspected:
             # If the event loop stood still, the socket may be full of life: let it be read first.
@@ -545,7 +470,7 @@ class Transport(asyncio.BufferedProtocol):
         data = self.encode(0, method)
         reply: asyncio.Future[Frame] = self._loop.create_future()
         self._replies.append((method, reply))
-        self.write(data)
+        self.output.write(data)
         try:
             async with asyncio.timeout(timeout):
                 return await reply
@@ -568,11 +493,9 @@ class Transport(asyncio.BufferedProtocol):
             deadline: ``loop.time()`` at which to stop being polite.
         """
         if self.state is State.OPEN:
-            for callback in self._before_flush:
-                callback()
-            self._before_flush.clear()
+            self.output.flush_all()
             self.send(0, make(ConnectionMethods.Close, reply_code=200, reply_text="Normal shutdown"))
-            self._flush()
+            self.output.flush()
             self.state = State.CLOSING
             self._close_ok = self._loop.create_future()
             self._closing_channels = list(self.channels.values())
@@ -609,7 +532,7 @@ class Transport(asyncio.BufferedProtocol):
             _log.error("%r: protocol error: %s", self, printable(str(error)))
             text = str(error).encode()[:255].decode("utf-8", "ignore")
             self.send(0, make(ConnectionMethods.Close, reply_code=error.reply_code, reply_text=text))
-        self._flush()
+        self.output.flush()
         self._die(error)
         if self._socket is not None:
             self._socket.close()
@@ -624,8 +547,7 @@ class Transport(asyncio.BufferedProtocol):
         for timer in (self._stage_timer, self._heartbeat_timer):
             if timer is not None:
                 timer.cancel()
-        self._out.clear()
-        self._before_flush.clear()
+        self.output.close()
         fail(self._opened, error)
         if self._close_ok is not None and not self._close_ok.done():
             self._close_ok.set_result(None)
@@ -634,15 +556,9 @@ class Transport(asyncio.BufferedProtocol):
         self.channels.clear()
         for channel in channels:
             channel.on_connection_lost(error)
-        self._held.clear()
         for _, reply in self._replies:
             fail(reply, fresh(error))
-        for waiter in self._drained:
-            if not waiter.done():
-                waiter.set_result(None)
         self._replies.clear()
-        self._drained.clear()
-        self._holders.clear()
         if not was_connecting:
             self._on_lost(error)
 

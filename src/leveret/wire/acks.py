@@ -1,0 +1,65 @@
+"""Which deliveries of a channel are settled, and which ack is still to be written.
+
+Acks that come in the order of their delivery tags are saved up and written as one ``multiple``; any other is
+written by itself. A ``multiple`` may only name a tag that the broker still waits for, and may only cover tags
+that are settled, so both ends of the saved-up range are kept.
+"""
+
+from __future__ import annotations
+
+from leveret.exceptions import MessageProcessError
+
+_TRACKED = 4096
+"""Tags settled out of order to remember. A tag that is never settled (left unacknowledged, or of a ``no_ack``
+consumer) stops the count for good; beyond this many, acks are written singly and not remembered."""
+
+
+class Acks:
+    """The delivery tags of one channel."""
+
+    __slots__ = ("_ahead", "_settled", "due")
+
+    def __init__(self) -> None:
+        self.due = 0
+        """The tag up to which an ack is to be written; 0 for none."""
+        self._settled = 0  # every tag up to it is settled; -1 when no longer counted
+        self._ahead: set[int] = set()  # tags beyond it that are settled
+
+    def save_up(self, delivery_tag: int) -> bool:
+        """Make an ack of *delivery_tag* due, if it is next in order; otherwise it must be written by itself."""
+        if delivery_tag != self._settled + 1:
+            return False
+        self._settled = delivery_tag
+        if self._ahead:
+            self._catch_up()
+        self.due = delivery_tag  # not _settled: the broker refuses a tag that it has seen settled
+        return True
+
+    def check(self, delivery_tag: int) -> None:
+        """Raise MessageProcessError if *delivery_tag* is settled: the broker would close the channel (406)."""
+        if delivery_tag <= self._settled or delivery_tag in self._ahead:
+            raise MessageProcessError(f"delivery tag {delivery_tag} was settled by an earlier multiple")
+
+    def note(self, delivery_tag: int, multiple: bool) -> None:
+        """*delivery_tag* was settled by a method of its own."""
+        if self._settled < 0:
+            return
+        if multiple:
+            self._settled = delivery_tag
+            self._ahead = {tag for tag in self._ahead if tag > delivery_tag}
+        else:
+            self._ahead.add(delivery_tag)
+        self._catch_up()
+        if len(self._ahead) > _TRACKED:
+            self._settled = -1
+            self._ahead.clear()
+
+    def take_due(self) -> int:
+        """The tag up to which to write an ack now, or 0."""
+        due, self.due = self.due, 0
+        return due
+
+    def _catch_up(self) -> None:
+        while self._settled + 1 in self._ahead:
+            self._settled += 1
+            self._ahead.discard(self._settled)

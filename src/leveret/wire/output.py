@@ -1,0 +1,147 @@
+"""Bytes on their way to the socket.
+
+What one turn of the event loop writes goes out in one piece. Only publishes ever wait, and only while somebody
+holds them: the socket's buffer is full, the broker blocks publishers, or it stopped a channel's flow. Acks,
+calls and heartbeats always go out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from leveret.outcome import DONE, Outcome
+
+_FLUSH_AT = 65_536
+
+
+class Output:
+    """The writing half of one connection.
+
+    Attributes:
+        is_held: whether publishes must wait; see :meth:`when_released`.
+        has_written: set whenever something was sent; the heartbeat clears it.
+    """
+
+    __slots__ = (
+        "_before_flush",
+        "_drained",
+        "_flush_due",
+        "_held",
+        "_holders",
+        "_loop",
+        "_parts",
+        "_paused",
+        "_size",
+        "_socket",
+        "has_written",
+        "is_held",
+    )
+
+    def __init__(self) -> None:
+        self.is_held = False
+        self.has_written = False
+        self._loop = asyncio.get_running_loop()
+        self._socket: asyncio.WriteTransport | None = None
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._flush_due = False
+        self._before_flush: list[Callable[[], None]] = []
+        self._paused = False
+        self._drained: list[Outcome[None]] = []
+        self._holders: set[object] = set()
+        self._held: deque[Callable[[], None]] = deque()
+
+    def open(self, socket: asyncio.WriteTransport) -> None:
+        """Send to *socket* from now on."""
+        self._socket = socket
+
+    def close(self) -> None:
+        """Drop what was not sent, and write no more; those who wait for the socket go on."""
+        self._socket = None
+        self._parts.clear()
+        self._before_flush.clear()
+        self._held.clear()
+        self._holders.clear()
+        self._resume_waiters()
+
+    def write(self, data: bytes) -> None:
+        """Send *data* with whatever else this turn of the event loop writes."""
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size >= _FLUSH_AT:
+            self.flush()
+        elif not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush_turn)
+
+    def before_flush(self, callback: Callable[[], None]) -> None:
+        """Call *callback* once at the end of this turn, so that it can write what it has saved up."""
+        self._before_flush.append(callback)
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush_turn)
+
+    def _flush_turn(self) -> None:
+        self._flush_due = False
+        self.flush_all()
+
+    def flush_all(self) -> None:
+        """Send what is written, and what others have saved up."""
+        callbacks, self._before_flush = self._before_flush, []
+        for callback in callbacks:
+            callback()
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what is written."""
+        parts, self._parts = self._parts, []
+        self._size = 0
+        if parts and self._socket is not None:
+            self.has_written = True
+            self._socket.write(parts[0] if len(parts) == 1 else b"".join(parts))
+
+    # ------------------------------------------------------------------------------------------ back-pressure
+
+    def pause(self) -> None:
+        """The socket's buffer is full."""
+        self._paused = True
+        self.hold("socket")
+
+    def resume(self) -> None:
+        """The socket's buffer has emptied."""
+        self._resume_waiters()
+        self.release("socket")
+
+    def _resume_waiters(self) -> None:
+        self._paused = False
+        drained, self._drained = self._drained, []
+        for waiter in drained:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def drain(self) -> Coroutine[Any, Any, None]:
+        """Done at once, or when a full socket buffer has emptied."""
+        if not self._paused:
+            return DONE
+        waiter: Outcome[None] = Outcome(loop=self._loop)
+        self._drained.append(waiter)
+        return waiter
+
+    def hold(self, holder: object) -> None:
+        """Hold publishes until *holder* (the socket, the broker, a channel) releases them."""
+        self._holders.add(holder)
+        self.is_held = True
+
+    def release(self, holder: object) -> None:
+        """*holder* no longer minds; when nobody does, held publishes go out in their order."""
+        self._holders.discard(holder)
+        while self._held and not self._holders:
+            self._held.popleft()()
+        self.is_held = bool(self._holders or self._held)
+
+    def when_released(self, publish: Callable[[], None]) -> None:
+        """Call *publish* when nobody holds publishes any more, after those that wait already."""
+        self._held.append(publish)

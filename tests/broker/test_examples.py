@@ -1,0 +1,331 @@
+"""Every example, and the code of the README, as a user runs them: a process of its own, against a real broker."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import leveret
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from tests.support.brokers import RemoteBroker, TLSAuthority
+    from tests.support.node import Node
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+LIMIT = 60
+QUEUES = ("leveret.demo", "leveret.first_run", "hello", "task_queue", "rpc_queue", "greetings")
+EXCHANGES = ("logs", "direct_logs", "topic_logs")
+
+PAIRS = {
+    # consumer, its arguments → producer, its arguments, what the producer prints, what the consumer prints
+    ("simple_consumer.py",): (
+        ("simple_publisher.py",),
+        [f"Confirmed: Message {n} of 10" for n in range(1, 11)],
+        [f"Received: Message {n} of 10" for n in range(1, 11)],
+    ),
+    ("simple_async_processing.py",): (
+        ("simple_publisher.py",),
+        [f"Confirmed: Message {n} of 10" for n in range(1, 11)],
+        [f"Done: Message {n} of 10" for n in range(1, 11)],
+    ),
+    ("tutorials/receive.py",): (
+        ("tutorials/send.py",),
+        [" [x] Sent 'Hello World!'"],
+        [" [x] Received 'Hello World!'"],
+    ),
+    ("tutorials/worker.py",): (
+        ("tutorials/new_task.py", "A", "task."),
+        [" [x] Sent 'A task.'"],
+        [" [x] Received 'A task.'", " [x] Done"],
+    ),
+    ("tutorials/receive_logs.py",): (
+        ("tutorials/emit_log.py", "Something", "happened"),
+        [" [x] Sent 'Something happened' (somebody listens)"],
+        [" [x] Something happened"],
+    ),
+    ("tutorials/receive_logs_direct.py", "warning", "error"): (
+        ("tutorials/emit_log_direct.py", "error", "The", "disk", "is", "full"),
+        [" [x] Sent error:The disk is full"],
+        [" [x] error:The disk is full"],
+    ),
+    ("tutorials/receive_logs_topic.py", "kern.*", "*.critical"): (
+        ("tutorials/emit_log_topic.py", "kern.critical", "A", "critical", "kernel", "error"),
+        [" [x] Sent kern.critical:A critical kernel error"],
+        [" [x] kern.critical:A critical kernel error"],
+    ),
+    ("tutorials/rpc_server.py",): (
+        ("tutorials/rpc_client.py", "10", "20"),
+        [" [x] Requesting fib of [10, 20]", " [.] fib(10) = 55", " [.] fib(20) = 6765"],
+        [" [.] fib(10) = 55", " [.] fib(20) = 6765"],
+    ),
+}
+ALONE = {
+    "first_run.py": (
+        r"connected to RabbitMQ \S+ at amqp://\S+",
+        r"published to 'leveret\.first_run': the broker confirmed it",
+        r"published to 'nowhere': it came back \(NO_ROUTE\)",
+        r"published 10,000 more, each confirmed: \d+\.\d\d s",
+        r"consumed 'Hello, hare!'",
+        r"consumed 10,001 messages, each acknowledged: \d+\.\d\d s",
+    ),
+    "get_one_message.py": (r"The queue is empty\.",),
+    "transactions.py": (
+        r"Before the commit: 0 messages",
+        r"After the commit: 2 messages",
+        r"Rolled back \(no such account\): 2 messages",
+    ),
+    "tutorials/publisher_confirms.py": (
+        r"   one_by_one: 10,000 messages confirmed in \S+ s, \S+ a second",
+        r"   in_batches: 10,000 messages confirmed in \S+ s, \S+ a second",
+        r"all_in_flight: 10,000 messages confirmed in \S+ s, \S+ a second",
+    ),
+}
+OTHERS = {"tls_client_certificate.py"}
+
+
+# ------------------------------------------------------------------------------------------------- processes
+
+
+class Script:
+    """A script that runs: Python's development mode, and every warning an error."""
+
+    def __init__(self, *command: str, env: dict[str, str], cwd: Path = EXAMPLES) -> None:
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.lines: list[str] = []
+        former = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-X", "dev", "-W", "error", *command],
+                env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(sys.path), **env},
+                cwd=cwd,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                text=True,
+            )
+        finally:
+            signal.signal(signal.SIGINT, former)
+        # Readline has no timeout: a script that says nothing is killed, which ends its output.
+        self._alarm = threading.Timer(LIMIT, self.process.kill)
+        self._alarm.start()
+
+    def read_until(self, *wanted: str) -> None:
+        """Read its output until each of *wanted* has been in a line, in any order."""
+        missing = list(wanted)
+        assert self.process.stdout is not None
+        while missing:
+            line = self.process.stdout.readline()
+            assert line, f"it ended, or hung, before it said {missing}: {self.lines}\n{self.errors()}"
+            self.lines.append(line.rstrip("\n"))
+            missing = [text for text in missing if text not in line]
+
+    def errors(self) -> str:
+        """What it wrote to stderr, but for asyncio's complaints about a busy machine."""
+        self._stderr.seek(0)
+        return "".join(line for line in self._stderr if not re.match(r"Executing <.* took \d", line))
+
+    def end(self, number: signal.Signals | None = None) -> list[str]:
+        """Wait for its end, which *number* brings about if given; it must be a clean one. Its output."""
+        if number is not None:
+            self.process.send_signal(number)
+        assert self.process.stdout is not None
+        self.lines += self.process.stdout.read().splitlines()
+        assert self.process.wait(LIMIT) == 0, f"{self.process.args}: {self.lines}\n{self.errors()}"
+        assert self.errors() == ""
+        return self.lines
+
+    def kill(self) -> None:
+        """Leave nothing behind."""
+        self._alarm.cancel()
+        self.process.kill()
+        self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        self._stderr.close()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Script]]:
+    """Start a script: ``start("first_run.py", env={…})``."""
+    scripts: list[Script] = []
+
+    def start(*command: str, **kwargs: object) -> Script:
+        scripts.append(Script(*command, **kwargs))  # type: ignore[arg-type]
+        return scripts[-1]
+
+    yield start
+    for script in scripts:
+        script.kill()
+
+
+@pytest.fixture(autouse=True)
+async def _clean(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """Delete what the examples declare, before and after: its names are fixed."""
+    if "amqp_url" not in request.fixturenames:
+        yield
+        return
+    url = request.getfixturevalue("amqp_url")
+
+    async def delete() -> None:
+        async with await leveret.connect(url) as connection:
+            channel = await connection.channel()
+            for queue in QUEUES:
+                await channel.queue_delete(queue)
+            for exchange in EXCHANGES:
+                await channel.exchange_delete(exchange)
+
+    await delete()
+    yield
+    await delete()
+
+
+# ------------------------------------------------------------------------------------------------- examples
+
+
+@pytest.mark.parametrize("consumer", PAIRS, ids=lambda command: Path(command[0]).stem)
+def test_pair(consumer: tuple[str, ...], amqp_url: str, start: Callable[..., Script]) -> None:
+    producer, sent, received = PAIRS[consumer]
+    env = {"AMQP_URL": amqp_url}
+    consuming = start(*consumer, env=env)
+    consuming.read_until("Waiting for")
+    assert start(*producer, env=env).end() == sent
+    consuming.read_until(*received)
+    assert sorted(consuming.end(signal.SIGINT)[1:]) == sorted(received)
+
+
+@pytest.mark.parametrize("consumer", ["simple_consumer.py", "simple_async_processing.py", "tutorials/rpc_server.py"])
+def test_sigterm_ends_it_too(consumer: str, amqp_url: str, start: Callable[..., Script]) -> None:
+    consuming = start(consumer, env={"AMQP_URL": amqp_url})
+    consuming.read_until("Waiting for")
+    consuming.end(signal.SIGTERM)
+
+
+async def test_work_in_progress_is_requeued_on_sigint(amqp_url: str, start: Callable[..., Script]) -> None:
+    env = {"AMQP_URL": amqp_url}
+    consuming = start("tutorials/worker.py", env=env)
+    consuming.read_until("Waiting for")
+    start("tutorials/new_task.py", "long" + "." * 60, env=env).end()
+    consuming.read_until("Received 'long")
+    consuming.end(signal.SIGINT)
+    async with await leveret.connect(amqp_url) as connection:
+        queue = await (await connection.channel()).get_queue("task_queue")
+        async with (await queue.get()).process() as message:
+            assert message.redelivered
+
+
+@pytest.mark.parametrize("example", ALONE, ids=lambda path: Path(path).stem)
+def test_alone(example: str, amqp_url: str, start: Callable[..., Script]) -> None:
+    lines = start(example, env={"AMQP_URL": amqp_url}).end()
+    for line, pattern in zip(lines, ALONE[example], strict=True):
+        assert re.fullmatch(pattern, line)
+
+
+def test_get_one_message_of_some(amqp_url: str, start: Callable[..., Script]) -> None:
+    env = {"AMQP_URL": amqp_url}
+    start("simple_publisher.py", env=env).end()
+    assert start("get_one_message.py", env=env).end() == ["Got: Message 1 of 10 (9 more in the queue)"]
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("auth", ["external", None])
+def test_tls_client_certificate(
+    auth: str | None, broker: Node, tls_authority: TLSAuthority, start: Callable[..., Script]
+) -> None:
+    env = {
+        "AMQP_URL": broker.tls_url,
+        "CA_FILE": str(tls_authority.ca_file),
+        "CERT_FILE": str(tls_authority.client_cert),
+        "KEY_FILE": str(tls_authority.client_key),
+    }
+    lines = start("tls_client_certificate.py", env=env | ({"AUTH": auth} if auth else {})).end()
+    assert re.fullmatch(rf"Connected to RabbitMQ {re.escape(broker.version)}\.\d+ over TLS", lines[0])
+    assert lines[1:] == ["Received: for your eyes only"]
+
+
+@pytest.mark.parametrize("example", ["tutorials/receive_logs_direct.py", "tutorials/receive_logs_topic.py"])
+def test_usage(example: str) -> None:
+    done = subprocess.run([sys.executable, EXAMPLES / example], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Usage: ")
+
+
+def test_every_example_is_tested() -> None:
+    tested = {command[0] for consumer, (producer, _, _) in PAIRS.items() for command in (consumer, producer)}
+    found = {path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.py")}
+    assert found == tested | set(ALONE) | OTHERS
+
+
+# --------------------------------------------------------------------------------------------------- README
+
+
+def readme_blocks() -> list[str]:
+    """The Python code of the README."""
+    return re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+
+
+def test_readme(amqp_url: str, start: Callable[..., Script], tmp_path: Path) -> None:
+    """The first block publishes, the second consumes; others are run by themselves."""
+    publisher, consumer, *others = (
+        block.replace("amqp://guest:guest@localhost/", amqp_url) for block in readme_blocks()
+    )
+    for name, text in (("consumer", consumer), ("publisher", publisher)):
+        assert amqp_url in text
+        assert len(text.splitlines()) <= 16, f"the {name} is to be short"
+        (tmp_path / f"{name}.py").write_text(text)
+    assert start(str(tmp_path / "publisher.py"), env={}).end() == ["confirmed"]
+    consuming = start(str(tmp_path / "consumer.py"), env={})
+    consuming.read_until("Hello, hare!")
+    consuming.process.send_signal(signal.SIGINT)
+    consuming.process.wait(LIMIT)
+    assert consuming.errors().rstrip().endswith("KeyboardInterrupt")  # the README does not handle it
+    for number, block in enumerate(others):
+        (tmp_path / f"{number}.py").write_text(block)
+        start(str(tmp_path / f"{number}.py"), env={}).end()
+
+
+def test_readme_first_run_prints_what_it_says(
+    broker: Node | RemoteBroker, amqp_url: str, start: Callable[..., Script]
+) -> None:
+    """The output below the set-up command is that of the command, but for figures, versions and the port."""
+
+    def shape(text: str) -> str:
+        return re.sub(r"\d[\d.]*", "0", re.sub(r"(?<=@)\S+", "", text))
+
+    text = (ROOT / "README.md").read_text()
+    command = "python -m examples.first_run"
+    shown = re.search(rf"{re.escape(command)}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert shown is not None
+    lines = start("-m", "examples.first_run", env={"AMQP_URL": amqp_url}, cwd=ROOT).end()
+    provisioning = ("Getting RabbitMQ", "Starting it")  # not with AMQP_URL
+    assert [shape(line) for line in shown[1].splitlines() if not line.startswith(provisioning)] == list(
+        map(shape, lines)
+    )
+
+
+def test_first_run_starts_a_broker_of_its_own(start: Callable[..., Script]) -> None:
+    if "AMQP_URL" in os.environ:
+        pytest.skip("AMQP_URL says which broker to use")
+    lines = start("-m", "examples.first_run", env={}, cwd=ROOT).end()
+    assert lines[0].startswith("Getting RabbitMQ 4.0")
+    assert lines[1].startswith("Starting it")
+    assert lines[-1].startswith("consumed 10,001 messages")
+
+
+def test_first_run_outside_of_the_checkout(tmp_path: Path) -> None:
+    env = {name: value for name, value in os.environ.items() if name != "AMQP_URL"}
+    env["PYTHONPATH"] = str(Path(leveret.__file__).parents[1])
+    command = [sys.executable, EXAMPLES / "first_run.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "Run it from the root of the checkout, as python -m examples.first_run, or set AMQP_URL.\n"

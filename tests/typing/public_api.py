@@ -1,0 +1,282 @@
+"""Checked by mypy and pyright, both strict, and never run: code as users write it."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import ssl
+from decimal import Decimal
+from typing import assert_type
+
+from pamqp.commands import Basic
+from pamqp.commands import Connection as ConnectionMethods
+from pamqp.commands import Exchange as ExchangeMethods
+from pamqp.commands import Queue as QueueMethods
+
+import leveret
+from leveret import (
+    CallbackCollection,
+    Channel,
+    Connection,
+    DeliveryMode,
+    Exchange,
+    ExchangeType,
+    IncomingMessage,
+    Message,
+    Queue,
+    QueueIterator,
+    ReturnedMessage,
+    Transaction,
+    connect,
+    exceptions,
+)
+from leveret.types import FieldValue, HeadersType
+
+
+class MyConnection(Connection):
+    """A user's own."""
+
+    extra = 5
+
+
+async def connecting() -> None:
+    connection = await connect("amqp://guest:guest@localhost/")
+    assert_type(connection, Connection)
+    async with connection as same:
+        assert_type(same, Connection)
+    async with await connect(host="broker", port=5671, login="me", password="secret", ssl=True) as tls:
+        assert_type(tls.is_closed, bool)
+    context = ssl.create_default_context()
+    await connect("amqps://broker/", ssl_context=context, timeout=5, client_properties={"service": "shop"})
+    await connect("amqps://broker/", ssl_options={"cafile": "ca.pem"})
+    own = await connect("amqp://localhost/", connection_class=MyConnection)
+    assert_type(own, MyConnection)
+    assert_type(own.extra, int)
+    await connection.close()
+    await connection.close(timeout=5)
+    assert_type(await connection.closed(), bool)
+    assert_type(connection.blocked, str | None)
+    assert_type(await connection.update_secret("new", reason="expired"), ConnectionMethods.UpdateSecretOk)
+    assert_type(leveret.__version__, str)
+
+
+async def channels(connection: Connection) -> None:
+    awaited = await connection.channel()
+    assert_type(awaited, Channel)
+    async with connection.channel(publisher_confirms=True, on_return_raises=True) as channel:
+        assert_type(channel, Channel)
+        assert_type(channel.number, int | None)
+        assert_type(channel.default_exchange, Exchange)
+        assert_type(await channel.set_qos(prefetch_count=100), Basic.QosOk)
+        assert_type(channel.is_closed, bool)
+    await awaited.close()
+    await awaited.reopen()
+
+
+def on_close(connection: Connection, error: BaseException | None) -> None:
+    print(connection, error)
+
+
+async def on_return(channel: Channel, message: ReturnedMessage) -> None:
+    print(channel, message.reply_text)
+
+
+def on_blocked(connection: Connection, reason: str | None) -> None:
+    print(connection, reason)
+
+
+async def callbacks(connection: Connection, channel: Channel) -> None:
+    assert_type(connection.close_callbacks, CallbackCollection[Connection, [BaseException | None]])
+    connection.close_callbacks.add(on_close)
+    connection.blocked_callbacks.add(on_blocked, weak=True)
+    channel.return_callbacks.add(on_return)
+    channel.return_callbacks.discard(on_return)
+
+
+async def declaring(channel: Channel) -> None:
+    exchange = await channel.declare_exchange("logs", ExchangeType.TOPIC, durable=True)
+    assert_type(exchange, Exchange)
+    await channel.declare_exchange("delayed", "x-delayed-message", arguments={"x-delayed-type": "direct"})
+    assert_type(await channel.get_exchange("logs", ensure=False), Exchange)
+    queue = await channel.declare_queue("jobs", durable=True, arguments={"x-queue-type": "quorum"})
+    assert_type(queue, Queue)
+    assert_type(queue.name, str)
+    assert_type(queue.declaration_result, QueueMethods.DeclareOk)
+    assert_type(await queue.bind(exchange, "jobs.*"), QueueMethods.BindOk)
+    assert_type(await queue.bind("logs"), QueueMethods.BindOk)
+    assert_type(await queue.unbind(exchange, "jobs.*"), QueueMethods.UnbindOk)
+    assert_type(await exchange.bind("upstream", "#"), ExchangeMethods.BindOk)
+    assert_type(await queue.purge(), QueueMethods.PurgeOk | None)
+    assert_type(await queue.delete(if_unused=False, if_empty=False), QueueMethods.DeleteOk)
+    assert_type(await exchange.delete(), ExchangeMethods.DeleteOk)
+
+
+def messages() -> None:
+    headers: HeadersType = {
+        "text": "x",
+        "number": 5,
+        "float": 0.5,
+        "decimal": Decimal("1.5"),
+        "none": None,
+        "bytes": b"x",
+        "list": [1, "two", {"three": 3}],
+        "time": datetime.datetime.now(datetime.UTC),
+    }
+    message = Message(
+        b"body",
+        headers=headers,
+        content_type="text/plain",
+        delivery_mode=DeliveryMode.PERSISTENT,
+        priority=5,
+        correlation_id="1",
+        reply_to="replies",
+        expiration=datetime.timedelta(seconds=5),
+        message_id="m",
+        timestamp=datetime.datetime.now(datetime.UTC),
+        type="order",
+        user_id="guest",
+        app_id="shop",
+    )
+    Message(b"", headers={"attempt": 1, "list": ["a", "b"]}, expiration=1.5, timestamp=0)
+    counts: dict[str, int] = {"a": 1}
+    Message(b"", headers=counts)
+    assert_type(message.body, bytes)
+    assert_type(message.headers, HeadersType)
+    assert_type(message.content_type, str | None)
+    assert_type(message.correlation_id, str | None)
+    assert_type(message.priority, int | None)
+    assert_type(message.delivery_mode, DeliveryMode | int)
+    assert_type(message.timestamp, datetime.datetime | int | None)
+    message.content_type = "text/html"
+    message.expiration = 5
+    message.timestamp = datetime.datetime.now(datetime.UTC)
+    message.delivery_mode = DeliveryMode.NOT_PERSISTENT
+    message.headers["more"] = [1, 2]
+    message.headers = {"only": "this"}
+    value: FieldValue = message.headers.get("more")
+    print(value, message.info()["message_id"], message.properties.app_id)
+
+
+async def publishing(exchange: Exchange) -> None:
+    message = Message(b"body")
+    confirmation = await exchange.publish(message, "key")
+    assert_type(confirmation, Basic.Ack | ReturnedMessage | None)
+    if isinstance(confirmation, ReturnedMessage):
+        print(confirmation.reply_code, confirmation.routing_key)
+
+    results = await asyncio.gather(*(exchange.publish(message, f"key{n}") for n in range(10)))
+    assert_type(results, list[Basic.Ack | ReturnedMessage | None])
+    first, second = await asyncio.gather(exchange.publish(message, "a"), exchange.publish(message, "b"))
+    assert_type(first, Basic.Ack | ReturnedMessage | None)
+    assert_type(second, Basic.Ack | ReturnedMessage | None)
+    outcomes = await asyncio.gather(exchange.publish(message, "a"), return_exceptions=True)
+    assert_type(outcomes[0], Basic.Ack | ReturnedMessage | BaseException | None)
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(exchange.publish(message, "key", timeout=5), name="publish")
+    assert_type(task.result(), Basic.Ack | ReturnedMessage | None)
+    assert_type(
+        await asyncio.wait_for(exchange.publish(message, "key", mandatory=False), 5),
+        Basic.Ack | ReturnedMessage | None,
+    )
+    later = asyncio.create_task(exchange.publish(message, "key"))
+    assert_type(await later, Basic.Ack | ReturnedMessage | None)
+    assert_type(await asyncio.shield(exchange.publish(message, "key")), Basic.Ack | ReturnedMessage | None)
+    _ = exchange.publish(message, "nobody waits")
+
+
+async def on_message(message: IncomingMessage) -> None:
+    async with message.process(requeue=True, reject_on_redelivered=True, ignore_processed=True) as same:
+        assert_type(same, IncomingMessage)
+        assert_type(message.body, bytes)
+        assert_type(message.routing_key, str)
+        assert_type(message.exchange, str)
+        assert_type(message.delivery_tag, int)
+        assert_type(message.redelivered, bool)
+        assert_type(message.message_count, int | None)
+        assert_type(message.headers_error, exceptions.MessageDecodeError | None)
+
+
+class Service:
+    """A bound method as callback."""
+
+    async def handle(self, message: IncomingMessage) -> int:
+        assert_type(await message.ack(), None)
+        return 5
+
+
+def returns_an_ack(message: IncomingMessage) -> asyncio.Future[None]:
+    return asyncio.ensure_future(message.ack())
+
+
+async def consuming(channel: Channel, queue: Queue) -> None:
+    tag = await queue.consume(on_message)
+    assert_type(tag, str)
+    await queue.consume(Service().handle, no_ack=False, arguments={"x-priority": 10})
+    await queue.consume(returns_an_ack)
+    await queue.consume(lambda message: message.ack())
+    assert_type(await queue.cancel(tag), Basic.CancelOk | None)
+
+    async with queue.iterator() as iterator:
+        assert_type(iterator, QueueIterator)
+        async for message in iterator:
+            assert_type(message, IncomingMessage)
+            async with message.process():
+                if message.headers.get("stop"):
+                    break
+    async with queue.iterator(no_ack=True, timeout=5, consumer_tag="mine") as iterator:
+        assert_type(await anext(iterator), IncomingMessage)
+    async for message in queue:
+        await message.nack(requeue=False)
+        await message.reject(requeue=True)
+        await asyncio.gather(message.ack(), message.ack(multiple=True))
+        asyncio.create_task(message.ack()).cancel()
+
+    assert_type(await queue.get(), IncomingMessage)
+    assert_type(await queue.get(timeout=5), IncomingMessage)
+    maybe = await queue.get(fail=False)
+    assert_type(maybe, IncomingMessage | None)
+    print(channel)
+
+
+async def transacting(connection: Connection) -> None:
+    async with connection.channel(publisher_confirms=False) as channel:
+        async with channel.transaction() as transaction:
+            assert_type(transaction, Transaction)
+            await channel.default_exchange.publish(Message(b""), "key")
+        await transaction.rollback()
+
+
+async def failing(exchange: Exchange, queue: Queue) -> None:
+    try:
+        await exchange.publish(Message(b""), "key")
+    except exceptions.MessageReturned as error:
+        assert_type(error.message, ReturnedMessage)
+    except exceptions.MessageNacked as error:
+        assert_type(error.frame, Basic.Nack)
+    except exceptions.PublishNotSent as error:
+        assert_type(error, exceptions.PublishNotSent)
+    except (exceptions.ChannelClosed, exceptions.ConnectionClosed) as error:
+        assert_type(error.reply_code, int)
+        assert_type(error.reply_text, str)
+    except exceptions.CONNECTION_EXCEPTIONS as error:
+        print(error)
+    except leveret.AMQPException as error:
+        print(error)
+    try:
+        await queue.get()
+    except asyncio.QueueEmpty:
+        pass
+    except leveret.MessageProcessError as error:
+        assert_type(error.message, IncomingMessage | None)
+
+
+class Audited(Exchange):
+    """A user's own exchange, with publish overridden."""
+
+    async def audited(self, message: Message, routing_key: str) -> Basic.Ack | ReturnedMessage | None:
+        return await super().publish(message, routing_key)
+
+
+def accepts_either(exchange: Exchange | str, type: ExchangeType | str = ExchangeType.DIRECT) -> str:
+    return str(exchange) + str(type)
