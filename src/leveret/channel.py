@@ -14,7 +14,7 @@ from pamqp.commands import Exchange as ExchangeMethods
 from pamqp.commands import Queue as QueueMethods
 
 from leveret.callbacks import CallbackCollection
-from leveret.exceptions import ChannelInvalidStateError
+from leveret.exceptions import ChannelInvalidStateError, ConsumerCancelled
 from leveret.exchange import Exchange
 from leveret.message import ReturnedMessage
 from leveret.queue import Queue
@@ -44,6 +44,8 @@ class Channel:
     Attributes:
         close_callbacks: called with (channel, exception) when it is closed, by whomever.
         return_callbacks: called with (channel, :class:`~leveret.ReturnedMessage`) when a mandatory message comes back.
+        consumer_cancelled_callbacks: called with (channel, :class:`~leveret.exceptions.ConsumerCancelled`) when the
+            broker cancels a callback consumer.
         default_exchange: routes to the queue named by the routing key.
 
     https://www.rabbitmq.com/docs/channels
@@ -65,6 +67,7 @@ class Channel:
         self.on_return_raises = on_return_raises
         self.close_callbacks: CallbackCollection[Channel, [BaseException | None]] = CallbackCollection(self)
         self.return_callbacks: CallbackCollection[Channel, [ReturnedMessage]] = CallbackCollection(self)
+        self.consumer_cancelled_callbacks: CallbackCollection[Channel, [ConsumerCancelled]] = CallbackCollection(self)
         self.default_exchange = self.EXCHANGE_CLASS(self, "", durable=True)
         self.handler_tasks: set[asyncio.Task[None]] = set()
         self._connection = connection
@@ -362,8 +365,8 @@ class Channel:
         Args:
             prefetch_count: 0 (no limit) to 65,535; counts for each consumer that starts afterwards.
             prefetch_size: must be 0; RabbitMQ does not implement it, and would close the connection.
-            global_: count for all consumers of the channel together; refused on channels with quorum queue
-                consumers.
+            global_: count for all consumers of the channel together. RabbitMQ 4.3 counts for each all the same, and
+                quorum queues refuse it.
             timeout: seconds; None for the connection's ``operation_timeout``.
 
         Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl as ssl_module
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from pamqp.commands import Connection as ConnectionMethods
 from yarl import URL
@@ -295,6 +295,45 @@ def _normal_close() -> ConnectionClosed:
     return ConnectionClosed("the connection was closed", reply_code=200, reply_text="Normal shutdown")
 
 
+@overload
+async def connect(
+    url: str | URL | None = None,
+    *,
+    host: str = ...,
+    port: int = ...,
+    login: str = ...,
+    password: str = ...,
+    virtualhost: str = ...,
+    ssl: bool = ...,
+    loop: asyncio.AbstractEventLoop | None = ...,
+    ssl_options: SSLOptions | None = ...,
+    ssl_context: ssl_module.SSLContext | None = ...,
+    timeout: TimeoutType = ...,
+    client_properties: Mapping[str, FieldValue] | None = ...,
+    connection_class: type[C],
+    **kwargs: Any,
+) -> C: ...
+
+
+@overload
+async def connect(
+    url: str | URL | None = None,
+    *,
+    host: str = ...,
+    port: int = ...,
+    login: str = ...,
+    password: str = ...,
+    virtualhost: str = ...,
+    ssl: bool = ...,
+    loop: asyncio.AbstractEventLoop | None = ...,
+    ssl_options: SSLOptions | None = ...,
+    ssl_context: ssl_module.SSLContext | None = ...,
+    timeout: TimeoutType = ...,
+    client_properties: Mapping[str, FieldValue] | None = ...,
+    **kwargs: Any,
+) -> Connection: ...
+
+
 async def connect(
     url: str | URL | None = None,
     *,
@@ -309,9 +348,9 @@ async def connect(
     ssl_context: ssl_module.SSLContext | None = None,
     timeout: TimeoutType = None,
     client_properties: Mapping[str, FieldValue] | None = None,
-    connection_class: type[C] = Connection,  # type: ignore[assignment]
+    connection_class: type[Connection] = Connection,
     **kwargs: Any,
-) -> C:
+) -> Connection:
     """Connect to RabbitMQ.
 
     ::

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _log = get_logger(__name__)
 
-ConsumerCallback = Callable[[IncomingMessage], Awaitable[Any]]
+ConsumerCallback = Callable[[IncomingMessage], Awaitable[object] | None]
 
 
 class CallbackConsumer:
@@ -44,9 +44,10 @@ class CallbackConsumer:
         callback: a coroutine function; a plain function, or one that returns any awaitable, will do.
         no_ack: whether deliveries need no acknowledgement.
         tasks: keeps the running tasks; whoever owns it ends them.
+        on_cancelled: called when the broker cancels the consumer.
     """
 
-    __slots__ = ("_callback", "_context", "_queue", "_runner_waits", "_tag", "_tasks", "_wire", "no_ack")
+    __slots__ = ("_callback", "_context", "_on_cancelled", "_queue", "_runner", "_tag", "_tasks", "_wire", "no_ack")
 
     def __init__(
         self,
@@ -55,15 +56,17 @@ class CallbackConsumer:
         callback: ConsumerCallback,
         no_ack: bool,
         tasks: set[asyncio.Task[None]],
+        on_cancelled: Callable[[ConsumerCancelled], object],
     ) -> None:
         self.no_ack = no_ack
         self._wire = None if no_ack else wire
         self._tag = consumer_tag.encode("utf-8", "surrogateescape")
         self._callback = callback
         self._tasks = tasks
+        self._on_cancelled = on_cancelled
         self._queue: deque[IncomingMessage] = deque()
         self._context = contextvars.copy_context()
-        self._runner_waits = False  # a runner is about to look at the queue
+        self._runner: asyncio.Task[None] | None = None  # the one that is about to look at the queue
 
     def on_delivery(
         self, delivery_tag: int, redelivered: bool, route: bytes, properties: bytes, body: bytes, /
@@ -72,29 +75,37 @@ class CallbackConsumer:
         self._queue.append(
             IncomingMessage(self._wire, self._tag, delivery_tag, redelivered, route, properties, body, self.no_ack)
         )
-        if not self._runner_waits:
+        if self._runner is None:
             self._start_runner()
 
     def on_end(self, error: Exception) -> None:
         """No more will come."""
         if isinstance(error, ConsumerCancelled):
             _log.warning("%s", printable(str(error)))
+            self._on_cancelled(error)
         else:
             self._queue.clear()
 
     def _start_runner(self) -> None:
-        self._runner_waits = True
-        task = asyncio.get_running_loop().create_task(self._run(), name=f"leveret consumer {self._tag!r}")
+        self._runner = task = asyncio.get_running_loop().create_task(
+            self._run(), name=f"leveret consumer {self._tag!r}"
+        )
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._on_task_done)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if self._runner is task:  # cancelled before it began
+            self._runner = None
 
     async def _run(self) -> None:
         await self._run_callbacks()
 
     @types.coroutine
     def _run_callbacks(self) -> Generator[Any, Any, None]:
-        queue = self._queue
-        while queue:
+        queue, task = self._queue, self._runner
+        assert task is not None
+        while queue and not task.cancelling():  # a callback that cancels its task must not cancel the next one
             message = queue.popleft()
             context = self._context.copy()
             try:
@@ -108,12 +119,17 @@ class CallbackConsumer:
             except Exception as exc:
                 self._report(message, exc)
                 continue
-            self._runner_waits = False
+            except asyncio.CancelledError as exc:  # of something that it waited for: nobody cancelled this task
+                self._report(message, exc)
+                continue
+            self._runner = None
             if queue:
                 self._start_runner()
             yield from self._finish(message, coroutine, context, waits_for)
             return
-        self._runner_waits = False
+        self._runner = None
+        if queue:
+            self._start_runner()
 
     def _finish(
         self,
@@ -136,7 +152,7 @@ class CallbackConsumer:
         except Exception as exc:
             self._report(message, exc)
 
-    def _report(self, message: IncomingMessage, error: Exception) -> None:
+    def _report(self, message: IncomingMessage, error: BaseException) -> None:
         if isinstance(error, DeliveryLost):
             _log.warning("consumer %r: %s", self._tag, error)
             return

@@ -412,6 +412,9 @@ def fresh(error: _E) -> _E:
 
     An exception object that several tasks raise collects the traceback of each; so each gets its own.
     """
-    twin = copy.copy(error)
+    try:
+        twin = copy.copy(error)
+    except Exception:  # a user's exception, whose constructor does not take what it passed on
+        return error
     twin.__cause__ = error
     return twin

@@ -7,8 +7,8 @@ its reader.
 
 from __future__ import annotations
 
-import asyncio
 import datetime
+import math
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from operator import attrgetter
@@ -63,6 +63,8 @@ def encode_expiration(value: DateType) -> str | None:
         raise TypeError(f"expiration must be seconds, a timedelta or a datetime, not {type(value).__name__}")
     if seconds < 0:
         raise ValueError(f"expiration must not be negative: {value!r}")
+    if not math.isfinite(seconds):
+        raise ValueError(f"expiration must be a number of seconds: {value!r}")
     return str(round(seconds * 1000))
 
 
@@ -85,6 +87,13 @@ def encode_timestamp(value: DateType) -> int | None:
     Raises:
         TypeError: of no such type.
     """
+    try:
+        return _seconds(value)
+    except OverflowError:
+        raise ValueError(f"timestamp is out of range: {value!r}") from None
+
+
+def _seconds(value: DateType) -> int | None:
     if value is None:
         return None
     if isinstance(value, datetime.datetime):
@@ -115,7 +124,8 @@ def _aware(value: datetime.datetime) -> datetime.datetime:
 
 
 def _text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else str(value)
+    # An empty text is not sent, as in aio-pika: an empty user_id, say, would cost the channel.
+    return (value if isinstance(value, str) else str(value)) or None if value is not None else None
 
 
 def _octet(name: str, value: Any) -> int | None:
@@ -185,9 +195,9 @@ class Message:
     https://www.rabbitmq.com/docs/publishers#message-properties
     """
 
-    __slots__ = ("_locked", "_properties", "body")
+    __slots__ = ("_body", "_locked", "_properties")
 
-    body: bytes
+    _body: bytes
     _properties: Properties
     _locked: bool
 
@@ -210,11 +220,11 @@ class Message:
         app_id: str | None = None,
     ) -> None:
         self._locked = False
-        self.body = body if body.__class__ is bytes else _body(body)
+        self._body = body if body.__class__ is bytes else _to_bytes(body)
         self._properties = _make_properties(
             (
-                content_type,
-                content_encoding,
+                content_type or None,
+                content_encoding or None,
                 None if headers is None else dict(headers),
                 1 if delivery_mode is None else _delivery_mode(delivery_mode),
                 0 if priority is None else _priority(priority),
@@ -230,6 +240,11 @@ class Message:
             ),
         )
 
+    def _assign_body(self, value: bytes) -> None:
+        self._check_unlocked()
+        self._body = _to_bytes(value)
+
+    body: _Field[bytes] = property(attrgetter("_body"), _assign_body, doc="The payload.")  # type: ignore[assignment]
     content_type: _Field[str | None] = _field("content_type", _text, "MIME type of the body.")
     content_encoding: _Field[str | None] = _field("content_encoding", _text, "Such as ``gzip``.")
     priority: _Field[int | None] = _field("priority", _priority, "0 to 255.")
@@ -295,7 +310,7 @@ class Message:
         )
 
     def lock(self) -> None:
-        """Make every later assignment to a property a ValueError."""
+        """Make every later assignment to the body or a property a ValueError."""
         self._locked = True
 
     @property
@@ -304,9 +319,12 @@ class Message:
         return self._locked
 
     def _assign(self, name: str, value: Any) -> None:
+        self._check_unlocked()
+        self._properties = self._properties._replace(**{name: value})
+
+    def _check_unlocked(self) -> None:
         if self.locked:
             raise ValueError("Message is locked")
-        self._properties = self._properties._replace(**{name: value})
 
     def info(self) -> MessageInfo:
         """Everything about the message but its body."""
@@ -341,11 +359,11 @@ class Message:
 
     def __copy__(self) -> Message:
         twin = Message.__new__(Message)
-        twin.body, twin._properties, twin._locked = self.body, self._properties, False
+        twin._body, twin._properties, twin._locked = self._body, self._properties, False
         return twin
 
 
-def _body(body: Any) -> bytes:
+def _to_bytes(body: Any) -> bytes:
     if isinstance(body, str):
         raise TypeError("the body must be bytes: use text.encode()")
     if body is None or isinstance(body, int):
@@ -421,7 +439,7 @@ class IncomingMessage(Message):
         no_ack: bool,
     ) -> None:
         self._locked = False
-        self.body = body
+        self._body = body
         self._wire = wire
         self._consumer_tag = consumer_tag
         self.delivery_tag = delivery_tag
@@ -541,6 +559,13 @@ class IncomingMessage(Message):
         self._settled = True
         return done
 
+    def give_back(self) -> Coroutine[Any, Any, None]:
+        """Requeue it, by whichever method the broker knows."""
+        wire = self._wire
+        if wire is None or wire.server_supports("basic.nack"):
+            return self.nack(requeue=True)
+        return self.reject(requeue=True)
+
     def _cannot_settle(self, verb: str) -> Exception:
         if self._wire is None:
             return TypeError(f"cannot {verb} a message that needs no acknowledgement (no_ack, or returned)")
@@ -551,7 +576,8 @@ class IncomingMessage(Message):
     ) -> ProcessContext:
         """Settle it by how an ``async with`` block ends: ack on success, reject on an exception.
 
-        Cancellation always requeues: a service that shuts down must not lose work.
+        Cancellation always requeues, and so do KeyboardInterrupt and SystemExit: a service that shuts down must not
+        lose work.
 
         Args:
             requeue: requeue it on an exception, instead of dropping or dead-lettering it.
@@ -614,8 +640,9 @@ class ProcessContext:
         try:
             if exc is None:
                 await message.ack()
-            elif isinstance(exc, asyncio.CancelledError):
-                await message.nack(requeue=True)
+            elif not isinstance(exc, Exception):  # cancelled, or the program ends: somebody else shall do it
+                if not message.processed:
+                    await message.give_back()
             elif self._reject_on_redelivered and message.redelivered:
                 _log.info("Message %r was redelivered and will be rejected", message)
                 await message.reject(requeue=False)

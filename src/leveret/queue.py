@@ -47,6 +47,7 @@ class Queue:
         self.arguments = arguments
         self.passive = passive
         self.close_callbacks = channel.close_callbacks
+        self._is_server_named = False
 
     def __str__(self) -> str:
         return self.name
@@ -57,13 +58,24 @@ class Queue:
             f"exclusive={self.exclusive}, arguments={self.arguments!r}>"
         )
 
+    @property
+    def _type(self) -> object:
+        return (self.arguments or {}).get("x-queue-type")
+
+    def _refuse_stream(self, verb: str, instead: str) -> None:
+        if self._type == "stream":
+            raise ValueError(f"RabbitMQ cannot {verb} a stream, and would close the connection (540); use {instead}")
+
     async def declare(self, timeout: TimeoutType = None) -> QueueMethods.DeclareOk:
-        """``queue.declare``; a queue without a name gets the broker's."""
+        """``queue.declare``; a queue without a name gets the broker's.
+
+        Declaring that one again only checks that it is there: its name is the broker's to give.
+        """
         result: QueueMethods.DeclareOk = await self.channel.call(
             make(
                 QueueMethods.Declare,
                 queue=self.name,
-                passive=self.passive,
+                passive=self.passive or self._is_server_named,
                 durable=self.durable,
                 exclusive=self.exclusive,
                 auto_delete=self.auto_delete,
@@ -72,6 +84,7 @@ class Queue:
             timeout,
         )
         self.declaration_result = result
+        self._is_server_named = self._is_server_named or not self.name
         self.name = result.queue or ""
         return result
 
@@ -136,7 +149,8 @@ class Queue:
 
         Callbacks start in order of arrival; one that waits does not hold up the next, so the channel's
         prefetch (:meth:`Channel.set_qos`) is what bounds how many run. An exception is logged and leaves the
-        message unacknowledged, unless the callback settled it.
+        message unacknowledged, unless the callback settled it. When the broker cancels the consumer (its queue was
+        deleted, say), a warning is logged and the channel's ``consumer_cancelled_callbacks`` are called.
 
         Args:
             callback: takes an :class:`~leveret.IncomingMessage`.
@@ -167,7 +181,7 @@ class Queue:
         await wire.consume(
             self.name,
             tag,
-            CallbackConsumer(wire, tag, callback, no_ack, channel.handler_tasks),
+            CallbackConsumer(wire, tag, callback, no_ack, channel.handler_tasks, channel.consumer_cancelled_callbacks),
             no_ack=no_ack,
             exclusive=exclusive,
             arguments=arguments,
@@ -208,9 +222,11 @@ class Queue:
 
         Raises:
             QueueEmpty: there is none.
+            ValueError: a stream, which can only be consumed.
 
         Cancellation, and a timeout: a message that comes too late is requeued.
         """
+        self._refuse_stream("get", "consume() with a prefetch and x-stream-offset")
         wire = self.channel.wire
         fetched = await wire.get(self.name, no_ack, self.channel.seconds(timeout))
         if isinstance(fetched, Basic.GetEmpty):
@@ -240,6 +256,7 @@ class Queue:
 
     async def purge(self, no_wait: bool = False, timeout: TimeoutType = None) -> QueueMethods.PurgeOk | None:
         """Drop all messages that are ready, not those out for acknowledgement (``queue.purge``)."""
+        self._refuse_stream("purge", "a retention policy")
         method = make(QueueMethods.Purge, queue=self.name, nowait=no_wait)
         result: QueueMethods.PurgeOk | None = await self.channel.call_or_send(method, timeout)
         return result
@@ -251,7 +268,13 @@ class Queue:
 
         Raises:
             ChannelPreconditionFailed: it is in use, or not empty; this closes the channel.
+            ValueError: a quorum queue, for which RabbitMQ has neither condition and would close the connection
+                (540). A queue from ``get_queue()`` does not tell its type: pass False for both there.
         """
+        if (if_unused or if_empty) and self._type == "quorum":
+            raise ValueError(
+                "RabbitMQ deletes quorum queues without conditions only: delete(if_unused=False, if_empty=False)"
+            )
         result: QueueMethods.DeleteOk = await self.channel.call(
             make(QueueMethods.Delete, queue=self.name, if_unused=if_unused, if_empty=if_empty), timeout
         )

@@ -80,7 +80,7 @@ class SSLOptions(TypedDict, total=False):
     no_verify_ssl: int
 
 
-class MessageInfo(TypedDict, total=False):
+class MessageInfo(TypedDict):
     """What :meth:`leveret.Message.info` returns."""
 
     app_id: str | None

@@ -52,6 +52,19 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
+def cancel_with_the_next_read(link: Link, task: asyncio.Future[Any]) -> None:
+    """Cancel *task* in the turn of the event loop in which the client reads: after the reply, before its waiter runs."""
+    transport: Any = link.connection._transport
+    original = transport.buffer_updated
+
+    def read_and_cancel(count: int) -> None:
+        original(count)
+        task.cancel()
+        transport.buffer_updated = original
+
+    transport.buffer_updated = read_and_cancel
+
+
 def sockets() -> set[str]:
     """The sockets that this process has open."""
     found = set()

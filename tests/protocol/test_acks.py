@@ -11,7 +11,7 @@ import pytest
 from pamqp import commands
 
 from leveret import Channel, IncomingMessage, Message, Queue
-from leveret.exceptions import MessageProcessError
+from leveret.exceptions import ChannelClosed, MessageProcessError
 from tests.protocol.kit import Link, linked, turns, until, within
 
 Ack, Nack, Reject = commands.Basic.Ack, commands.Basic.Nack, commands.Basic.Reject
@@ -200,14 +200,12 @@ async def test_random_settling_agrees_with_a_brokers_model(seed: int, multiples:
         channel = await link.channel()
         await link.consume(channel, got.append)
         last = 0
-        open_messages: list[IncomingMessage] = []
         for _ in range(12):
             for _ in range(rng.randrange(0, 12)):
                 last += 1
                 broker.deliver(last)
                 link.session.deliver(1, "tag", last)
             await until(lambda: len(got) == last)  # noqa: B023
-            open_messages += got[len(expected) + len(open_messages) :] if False else []
             open_messages = [message for message in got if message.delivery_tag not in expected]
             for _ in range(rng.randrange(0, 10)):
                 if not open_messages:
@@ -286,6 +284,20 @@ async def test_a_stale_ack_after_a_multiple_is_refused_locally_however_many_tags
         with pytest.raises(MessageProcessError):
             await got[1].ack()  # the broker would close the channel: 406
         await link.fence()
+
+
+async def test_channel_close_overtakes_a_commit_that_is_never_answered() -> None:
+    async with linked() as link:
+        channel = await link.channel(confirm=False)
+        transaction = channel.transaction()
+        await link.answer(transaction.select(), commands.Tx.Select, commands.Tx.SelectOk())
+        commit = asyncio.create_task(transaction.commit())
+        await link.session.expect(commands.Tx.Commit)
+        assert await within(channel.default_exchange.publish(Message(b""), "key")) is None
+        assert await link.fence() == []  # waits for the commit
+        await link.answer(channel.close(), commands.Channel.Close, commands.Channel.CloseOk())
+        with pytest.raises(ChannelClosed):
+            await within(commit)
 
 
 async def test_settling_is_on_the_channel_that_delivered() -> None:

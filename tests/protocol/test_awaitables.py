@@ -53,17 +53,12 @@ async def _timeout(outcome: Any) -> Any:
         return await outcome
 
 
-async def _wait(outcome: Any) -> Any:
-    done, _ = await asyncio.wait([asyncio.ensure_future(outcome)])
-    return done.pop().result()
-
-
 async def _as_completed(outcome: Any) -> Any:
     (first,) = asyncio.as_completed([outcome])
     return await first
 
 
-FORMS = [_await, _gather, _wait_for, _create_task, _ensure_future, _task_group, _shield, _timeout, _wait, _as_completed]
+FORMS = [_await, _gather, _wait_for, _create_task, _ensure_future, _task_group, _shield, _timeout, _as_completed]
 Form = Callable[[Any], Awaitable[Any]]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from pamqp import base, commands
+from pamqp import base, body, commands, frame, header
 
 from leveret import Channel, IncomingMessage, Queue
 from leveret.exceptions import (
@@ -18,8 +18,7 @@ from leveret.exceptions import (
     DuplicateConsumerTag,
     QueueEmpty,
 )
-from leveret.wire.channel import WireChannel
-from tests.protocol.kit import Link, linked, turns, until, within
+from tests.protocol.kit import Link, cancel_with_the_next_read, linked, turns, until, within
 
 GET_OK = commands.Basic.GetOk(9, False, "", "q", 0)
 
@@ -52,7 +51,8 @@ CALLS: dict[str, tuple[Call, type[base.Frame], base.Frame]] = {
 
 async def reply(link: Link, value: base.Frame) -> None:
     if isinstance(value, commands.Basic.GetOk):
-        link.session.send_content(1, value, b"late")
+        parts = (value, header.ContentHeader(0, 4, commands.Basic.Properties()), body.ContentBody(b"late"))
+        link.session.send_raw(b"".join(frame.marshal(part, 1) for part in parts))  # in one piece
     else:
         link.session.send(1, value)
 
@@ -116,24 +116,14 @@ async def test_the_next_call_waits_behind_one_that_was_given_up(name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["get", "consume"])
-async def test_a_call_cancelled_in_the_turn_of_its_reply_is_undone_too(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_call_cancelled_in_the_turn_of_its_reply_is_undone_too(name: str) -> None:
     call, request, answer = CALLS[name]
-    original = WireChannel._settle_reply
-    task: asyncio.Future[Any]
-
-    def settle_and_cancel(self: WireChannel, result: Any, method: Any) -> None:
-        original(self, result, method)
-        if isinstance(method, type(answer)) or method is type(answer):
-            task.cancel()
-
     async with linked() as link:
         channel = await link.channel()
         queue = await link.consume(channel, print)
-        monkeypatch.setattr(WireChannel, "_settle_reply", settle_and_cancel)
-        task = asyncio.ensure_future(call(channel, queue, None))
+        task: asyncio.Future[Any] = asyncio.ensure_future(call(channel, queue, None))
         await link.session.expect(request)
+        cancel_with_the_next_read(link, task)
         await reply(link, answer)
         with pytest.raises(asyncio.CancelledError):
             await within(task)

@@ -19,7 +19,7 @@ from leveret.exceptions import (
     DuplicateConsumerTag,
     MessageProcessError,
 )
-from tests.protocol.kit import Link, linked, turns, until, within
+from tests.protocol.kit import Link, cancel_with_the_next_read, linked, turns, until, within
 
 Ack, Nack, Reject = commands.Basic.Ack, commands.Basic.Nack, commands.Basic.Reject
 
@@ -332,21 +332,41 @@ async def test_settling_twice_raises_and_sends_nothing() -> None:
         assert len(await link.sent()) == 1
 
 
-async def test_without_basic_nack_messages_are_given_back_by_reject() -> None:
-    """What an iterator did not hand out, and what process() requeues, on a broker that has no basic.nack."""
+async def test_without_basic_nack_an_iterator_gives_back_by_reject() -> None:
     async with linked(without="basic.nack") as link:
         iterator = await iterate(link)
-        for n in (1, 2):
-            link.session.deliver(1, "tag", n)
+        link.session.deliver(1, "tag", 1)
         await link.fence()
+        await link.answer(iterator.close(), commands.Basic.Cancel, commands.Basic.CancelOk("tag"))
+        (sent,) = await link.sent()
+        assert isinstance(sent, Reject)
+        assert sent.requeue
+
+
+async def test_without_basic_nack_a_cancelled_process_requeues_by_reject() -> None:
+    async with linked(without="basic.nack") as link:
+        iterator = await iterate(link)
+        link.session.deliver(1, "tag", 1)
         message = await within(anext(iterator))
         with pytest.raises(asyncio.CancelledError):
             async with message.process():
                 raise asyncio.CancelledError
-        await link.answer(iterator.close(), Reject, commands.Basic.CancelOk("tag"))
-        sent = await link.sent()
-        assert [type(value) for value in sent] == [commands.Basic.Cancel, Reject]
-        assert sent[1].requeue  # type: ignore[attr-defined]
+        (sent,) = await link.sent()
+        assert isinstance(sent, Reject)
+        assert sent.requeue
+
+
+async def test_without_basic_nack_a_late_get_is_given_back_by_reject() -> None:
+    async with linked(without="basic.nack") as link:
+        channel = await link.channel()
+        task = asyncio.ensure_future((await link.queue(channel)).get())
+        await link.session.expect(commands.Basic.Get)
+        task.cancel()
+        await turns()
+        link.session.send_content(1, commands.Basic.GetOk(1, False, "", "q", 0), b"late")
+        (sent,) = await link.sent()
+        assert isinstance(sent, Reject)
+        assert sent.requeue
 
 
 async def run_callback(callback: Any, deliveries: int = 1, *, done: Any) -> None:
@@ -426,6 +446,7 @@ async def test_timeout_and_cancel_inside_a_callback_mean_that_callback() -> None
     assert sorted(results) == ["cancelled", "timeout", "whole"]
 
 
+@pytest.mark.expects_errors
 @pytest.mark.parametrize("waits", [False, True])
 async def test_a_callback_that_ends_in_CancelledError_does_not_silence_the_consumer(waits: bool) -> None:  # noqa: N802
     got: list[bytes] = []
@@ -448,6 +469,29 @@ async def test_a_callback_that_ends_in_CancelledError_does_not_silence_the_consu
         for n in (2, 3):
             link.session.deliver(1, "tag", n, b"%d" % n)
         await until(lambda: len(got) == 3)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.expects_errors
+async def test_a_CancelledError_that_nobody_asked_for_is_reported_like_any_failure(  # noqa: N802
+    waits: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it waited for was cancelled, not the callback: its message is left behind, and somebody should know."""
+
+    async def callback(_: IncomingMessage) -> None:
+        if waits:
+            await asyncio.sleep(0)
+        gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        gone.cancel()
+        await gone
+
+    async with linked() as link:
+        channel = await link.channel()
+        await link.consume(channel, callback)
+        link.session.deliver(1, "tag", 7)
+        await link.fence()
+        await turns()
+    assert [record.levelname for record in caplog.records if "delivery 7" in record.getMessage()] == ["ERROR"]
 
 
 @pytest.mark.expects_errors
@@ -576,9 +620,8 @@ async def test_a_timed_out_or_cancelled_anext_takes_nothing_and_the_iterator_sta
             await asyncio.wait_for(anext(iterator), 0.02)
         waiting = asyncio.ensure_future(anext(iterator))
         await turns()
+        cancel_with_the_next_read(link, waiting)
         link.session.deliver(1, "tag", 1, b"x")
-        await until(lambda: iterator._messages)
-        waiting.cancel()  # in the turn of the arrival
         with pytest.raises(asyncio.CancelledError):
             await within(waiting)
         assert (await within(anext(iterator))).body == b"x"

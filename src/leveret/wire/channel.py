@@ -1,8 +1,7 @@
 """One open channel on one transport.
 
-**Calls.** The broker answers the methods of a channel in their order, so pending replies are a FIFO. A call that
-was cancelled or timed out leaves its place in it: the late reply is swallowed, and where it changed something
-(a consumer was made, a message was fetched) that is undone. The channel stays usable.
+**Calls.** A call that was cancelled or timed out leaves its place in :class:`Replies`: the late reply is swallowed,
+and where it changed something (a consumer was made, a message was fetched) that is undone. The channel stays usable.
 
 **Content.** What the decoder did not deliver whole is put together by a :class:`ContentAssembler`.
 
@@ -17,12 +16,11 @@ from __future__ import annotations
 import asyncio
 import math
 import struct
-from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple, Protocol
 
 from pamqp.base import Frame
-from pamqp.commands import Basic, Confirm
+from pamqp.commands import Basic, Confirm, Tx
 from pamqp.commands import Channel as ChannelMethods
 
 from leveret.exceptions import (
@@ -61,8 +59,10 @@ from leveret.wire.codec import (
     encode_reject,
 )
 from leveret.wire.content import Content, ContentAssembler
-from leveret.wire.methods import decode_method, is_reply, make
+from leveret.wire.methods import decode_method, make
+from leveret.wire.output import CommitGate, Output
 from leveret.wire.publisher import Publisher, ReturnHandler
+from leveret.wire.replies import Pending, Replies
 from leveret.wire.transport import Transport
 
 _log = get_logger(__name__)
@@ -102,22 +102,12 @@ class ChannelOwner(ReturnHandler, Protocol):
         ...
 
 
-class _Pending(NamedTuple):
-    """A call that waits for its reply; *on_late* undoes what a reply did that nobody waits for any more."""
-
-    method: Frame
-    reply: asyncio.Future[Any]
-    on_reply: Callable[[Frame], None] | None
-    on_late: Callable[[Any], None] | None
-
-
 class _Requeuer:
     """Stands in for a consumer whose owner has gone: what still comes is handed back."""
 
     def __init__(self, wire: WireChannel, no_ack: bool) -> None:
         self._wire = wire
         self.no_ack = no_ack
-        self.is_cancelled = False  # the broker was told to cancel it: its tag is free again
 
     def on_delivery(
         self, delivery_tag: int, redelivered: bool, route: bytes, properties: bytes, body: bytes, /
@@ -163,9 +153,9 @@ class WireChannel:
         self.is_assembling = False
         self._consumers: dict[bytes, WireConsumer] = {}
         self._loop = asyncio.get_running_loop()
-        self._output = transport.output
+        self._output: Output | CommitGate = transport.output
         self._owner = owner
-        self._replies: deque[_Pending] = deque()
+        self._replies = Replies()
         self._content = ContentAssembler()
         self._acks = Acks()
         self._publisher = Publisher(transport, number, publisher_confirms, owner)
@@ -277,9 +267,14 @@ class WireChannel:
         self.check_open()
         data = self.transport.encode(self.number, method)
         reply: asyncio.Future[Any] = self._loop.create_future()
-        self._replies.append(_Pending(method, reply, on_reply, on_late))
+        self._replies.add(Pending(method, reply, on_reply, on_late))
         self._write_due_ack()
-        self._output.write(data)
+        if isinstance(method, Tx.Select) and isinstance(self._output, Output):
+            self._output = self._publisher.output = CommitGate(self._output)
+        if isinstance(self._output, CommitGate):
+            self._output.write(data, isinstance(method, Tx.Commit))
+        else:
+            self._output.write(data)
         return reply
 
     def send(self, method: Frame) -> None:
@@ -288,16 +283,6 @@ class WireChannel:
         data = self.transport.encode(self.number, method)
         self._write_due_ack()
         self._output.write(data)
-
-    def _settle_reply(self, result: Any, method: Frame | type[Frame]) -> None:
-        """Hand *result* to the call at the head of the line."""
-        pending = self._replies.popleft()
-        if pending.on_reply is not None and isinstance(method, Frame):
-            pending.on_reply(method)
-        if not pending.reply.done():
-            pending.reply.set_result(result)
-        elif pending.on_late is not None and self.error is None:
-            pending.on_late(result)
 
     # ------------------------------------------------------------------------------------------------ frames
 
@@ -339,7 +324,7 @@ class WireChannel:
         elif method_id == BASIC_DELIVER:
             self._content.begin(decode_deliver(payload))
         elif method_id == BASIC_GET_OK:
-            if not (self._replies and isinstance(self._replies[0].method, Basic.Get)):
+            if not self._replies.awaits_message:
                 raise ProtocolError("basic.get-ok without a basic.get", reply_code=503)
             self._content.begin(decode_get_ok(payload))
         elif method_id == BASIC_RETURN:
@@ -360,8 +345,12 @@ class WireChannel:
         elif isinstance(method, ChannelMethods.Flow):
             self.send(make(ChannelMethods.FlowOk, active=method.active))
             self._publisher.on_flow(bool(method.active))
-        elif self._replies and is_reply(type(self._replies[0].method), method):
-            self._settle_reply(method, method)
+        elif (pending := self._replies.take(method)) is not None:
+            if isinstance(method, Tx.CommitOk) and isinstance(self._output, CommitGate):
+                self._output.on_commit_ok()
+            if pending.on_reply is not None:
+                pending.on_reply(method)
+            pending.settle(method)
         else:
             # A method of class connection (10) has no business here at all.
             code = 504 if method.index >> 16 == 10 else 503
@@ -380,7 +369,7 @@ class WireChannel:
                 raise ProtocolError(f"a delivery for consumer {tag!r}, which does not exist", reply_code=503)
             on_delivery(method.delivery_tag, method.redelivered, method.route, properties, body)
         elif isinstance(method, GetOk):
-            self._settle_reply(Fetched(method, properties, body), Basic.GetOk)
+            self._replies.take_get().settle(Fetched(method, properties, body))
         else:
             self._publisher.on_return(method, properties, body)
 
@@ -399,9 +388,11 @@ class WireChannel:
         """
         if self.error is not None:
             raise self._lost()
-        if not self._acks.due and not multiple:
-            self._output.before_flush(self._write_due_ack)
-        if not self._acks.save_up(delivery_tag):
+        nothing_due = not self._acks.due
+        if self._acks.save_up(delivery_tag):
+            if nothing_due:
+                self._output.before_flush(self._write_due_ack)
+        else:
             self._acks.check(delivery_tag)
             self._settle(delivery_tag, multiple, encode_ack(self.number, delivery_tag, multiple))
         return self._output.drain()
@@ -459,8 +450,7 @@ class WireChannel:
         """
         self.check_open()
         tag = consumer_tag.encode("utf-8", "surrogateescape")
-        former = self._consumers.get(tag)
-        if former is not None and not (isinstance(former, _Requeuer) and former.is_cancelled):
+        if tag in self._consumers:
             raise DuplicateConsumerTag(f"channel {self.number} has a consumer tagged {consumer_tag!r} already")
         method = make(
             Basic.Consume,
@@ -470,20 +460,16 @@ class WireChannel:
             exclusive=exclusive,
             arguments=arguments or {},
         )
-        self._consumers[tag] = consumer
-        self.consumers[tag] = consumer.on_delivery
-
-        requeuer = _Requeuer(self, no_ack)
 
         def undo(_: Any) -> None:
-            self.send(make(Basic.Cancel, consumer_tag=consumer_tag, nowait=True))
-            requeuer.is_cancelled = True
+            self._abandon_consumer(consumer_tag)
 
+        self._set_consumer(tag, consumer)
         try:
             ok: Basic.ConsumeOk = await self.call(method, timeout, on_late=undo)
         except (TimeoutError, asyncio.CancelledError):
-            if self.error is None:
-                self._replace_consumer(tag, requeuer)
+            if tag in self._consumers:
+                self._set_consumer(tag, _Requeuer(self, no_ack))
             raise
         except BaseException:
             self._remove_consumer(tag)
@@ -495,21 +481,24 @@ class WireChannel:
 
         With *nowait* there is no reply to wait for, and what is still on its way is requeued.
         """
-        tag = consumer_tag.encode("utf-8", "surrogateescape")
-        method = make(Basic.Cancel, consumer_tag=consumer_tag, nowait=nowait)
         if nowait:
-            self.send(method)
-            if (consumer := self._consumers.get(tag)) is not None:
-                requeuer = _Requeuer(self, consumer.no_ack)
-                requeuer.is_cancelled = True
-                self._replace_consumer(tag, requeuer)
+            self._abandon_consumer(consumer_tag)
             return None
-
-        def remove(_: Frame) -> None:
-            self._remove_consumer(tag)
-
-        ok: Basic.CancelOk = await self.call(method, timeout, on_reply=remove)
+        method = make(Basic.Cancel, consumer_tag=consumer_tag)
+        ok: Basic.CancelOk = await self.call(method, timeout, on_reply=self._on_cancelled)
         return ok
+
+    def _on_cancelled(self, method: Frame) -> None:
+        """``basic.cancel-ok``: no more deliveries come."""
+        assert isinstance(method, Basic.CancelOk)
+        self._remove_consumer((method.consumer_tag or "").encode("utf-8", "surrogateescape"))
+
+    def _abandon_consumer(self, consumer_tag: str) -> None:
+        """Cancel a consumer whose owner has gone; until the reply, what comes is requeued."""
+        tag = consumer_tag.encode("utf-8", "surrogateescape")
+        if (consumer := self._consumers.get(tag)) is not None:
+            self._set_consumer(tag, _Requeuer(self, consumer.no_ack))
+        self._request(make(Basic.Cancel, consumer_tag=consumer_tag), on_reply=self._on_cancelled)
 
     def begin_close(self) -> None:
         """Refuse calls and publishes and drop what is still delivered: the channel is about to be closed."""
@@ -522,7 +511,7 @@ class WireChannel:
         for tag in self._consumers:
             self.consumers[tag] = _drop
 
-    def _replace_consumer(self, tag: bytes, consumer: WireConsumer) -> None:
+    def _set_consumer(self, tag: bytes, consumer: WireConsumer) -> None:
         self._consumers[tag] = consumer
         self.consumers[tag] = consumer.on_delivery
 
@@ -573,7 +562,9 @@ class WireChannel:
                 _log.info("%r: no close-ok in time%s", self, self.transport.blocked_hint())
 
     def _send_close(self, code: int = 200, text: str = "Normal shutdown") -> None:
-        self.send(make(ChannelMethods.Close, reply_code=code, reply_text=text, class_id=0, method_id=0))
+        self._write_due_ack()
+        # Not by way of a CommitGate: it is the one method that may overtake a commit.
+        self.transport.send(self.number, make(ChannelMethods.Close, reply_code=code, reply_text=text))
         self._close_ok = self._loop.create_future()
 
     def _on_close(self, method: ChannelMethods.Close) -> None:
@@ -600,8 +591,7 @@ class WireChannel:
         consumers = list(self._consumers.values())
         self._consumers.clear()
         self.consumers.clear()
-        replies, self._replies = self._replies, deque()
-        for pending in replies:
+        for pending in self._replies.take_all():
             fail(pending.reply, fresh(error))
         self._publisher.end(error)
         for consumer in consumers:

@@ -51,6 +51,8 @@ _READ_SIZE = 131_072
 _READ_IN_PLACE = 8192
 """A frame that misses more than this is read straight into a buffer of its own."""
 _CACHE_SIZE = 2048
+_CACHED_PROPERTIES = 1024
+"""Heads with larger properties are seldom alike, and would fill the memory."""
 
 _unpack_head = struct.Struct(">BHI").unpack_from
 _unpack_content = struct.Struct(">BHIIQ").unpack_from
@@ -201,6 +203,7 @@ def decode_properties(raw: bytes) -> DecodedProperties:
             if name == "headers":
                 stop = pos + 4 + _unpack_u32(raw, pos)[0]
                 if stop > len(raw):
+                    values[index], raw_headers = {}, raw[pos:]
                     raise MessageDecodeError("the header table is longer than its frame")
                 try:
                     values[index] = decode_table(raw, pos)[0]
@@ -272,7 +275,9 @@ class PublishEncoder:
         if head is None:
             if len(self._heads) >= _CACHE_SIZE:
                 self._heads.clear()
-            head = self._heads[key] = self._encode_head(*key)
+            head = self._encode_head(*key)
+            if len(properties) <= _CACHED_PROPERTIES:
+                self._heads[key] = head
         if size == 0:
             return head
         if size <= self._max_payload:
@@ -471,6 +476,7 @@ class FrameDecoder:
         "_channels",
         "_frame_max",
         "_have",
+        "_is_stopped",
         "_kept",
         "_last_shape",
         "_need",
@@ -490,6 +496,7 @@ class FrameDecoder:
         self._big: memoryview | None = None
         self._big_have = self._big_need = 0
         self._template: _Template | None = None
+        self._is_stopped = False
         self._last_shape: tuple[bytes, bytes, bytes] | None = None
 
     def limit(self, frame_max: int) -> None:
@@ -498,6 +505,7 @@ class FrameDecoder:
 
     def stop(self) -> None:
         """Drop what is buffered and ignore what still comes."""
+        self._is_stopped = True
         self._on_frame = _ignore_frame
         self._channels = {}
         self._template = None
@@ -517,8 +525,10 @@ class FrameDecoder:
         Raises:
             ProtocolError: a frame that is none.
         """
+        if self._is_stopped:
+            return
         if not self._big_need:
-            self.feed(bytes(self._read_view[:count]))
+            self._cut(bytes(self._read_view[:count]))
             return
         self._big_have += count
         if self._big_have == self._big_need:
@@ -536,6 +546,14 @@ class FrameDecoder:
         Raises:
             ProtocolError: a frame that is none.
         """
+        while data:
+            view = self.get_buffer()
+            count = min(len(view), len(data))
+            view[:count] = data[:count]
+            self.buffer_updated(count)
+            data = data[count:]
+
+    def _cut(self, data: bytes) -> None:
         if self._kept:
             self._kept.append(data)
             self._have += len(data)
@@ -544,7 +562,7 @@ class FrameDecoder:
             data = b"".join(self._kept)
             self._kept.clear()
         pos, end = 0, len(data)
-        while end - pos >= FRAME_OVERHEAD:
+        while end - pos >= FRAME_OVERHEAD and not self._is_stopped:
             template = self._template
             if template is not None and end - pos > template.length:
                 after = self._deliver_alike(template, data, pos, end)
@@ -566,7 +584,7 @@ class FrameDecoder:
                     continue
             self._on_frame(kind, number, data[pos + 7 : stop - 1])
             pos = stop
-        if pos < end:
+        if pos < end and not self._is_stopped:
             self._keep(data[pos:] if pos else data)
 
     def _keep(self, data: bytes) -> None:
@@ -605,6 +623,7 @@ class FrameDecoder:
             or middle != before_size
             or tail != before_length
             or body_size != body_length
+            or not body_length
             or stop > end
             or data[stop - 1] != 0xCE
             or body_length > self._frame_max - FRAME_OVERHEAD
@@ -656,7 +675,7 @@ class FrameDecoder:
         properties = data[stop + 19 : header_stop - 1]
         body = data[header_stop + 7 : after - 1] if body_size else b""
         on_delivery(delivery_tag, redelivered, route, properties, body)
-        if body_size:
+        if body_size and not self._is_stopped:
             at_tag = pos + 12 + len(consumer_tag)
             shape = (data[pos:at_tag], data[at_tag + 8 : stop + 11], data[stop + 19 : header_stop + 3])
             if shape == self._last_shape:

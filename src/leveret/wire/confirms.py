@@ -11,7 +11,7 @@ https://www.rabbitmq.com/docs/confirms
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 from leveret.exceptions import ProtocolError
@@ -34,14 +34,15 @@ P = TypeVar("P", bound=Published)
 class Confirms(Generic[P]):
     """The unsettled publishes of one channel."""
 
-    __slots__ = ("_indexed", "_lowest", "_returnable", "_unsettled", "last_number")
+    __slots__ = ("_indexed", "_indexed_count", "_lowest", "_returnable", "_unsettled", "last_number")
 
     def __init__(self) -> None:
         self.last_number = 0
         self._unsettled: dict[int, P] = {}
         self._lowest = 1  # no unsettled number is below it
         # Unsettled mandatory numbers by (exchange, routing key), built only when something is returned.
-        self._returnable: dict[tuple[str, str], deque[int]] = {}
+        self._returnable: dict[tuple[object, ...], deque[int]] = {}
+        self._indexed_count = 0
         self._indexed = 0  # the last number that was looked at for it
 
     def __len__(self) -> int:
@@ -79,6 +80,7 @@ class Confirms(Generic[P]):
                 self._lowest += 1
         if self._returnable and not self._unsettled:
             self._returnable.clear()
+            self._indexed_count = 0
         return settled
 
     def match_return(self, exchange: str, routing_key: str, properties: bytes, body: bytes) -> P | None:
@@ -87,20 +89,19 @@ class Confirms(Generic[P]):
         Equal properties are preferred but not required: brokers strip the BCC header, and plugins add some.
         """
         self._index()
-        numbers = self._returnable.get((exchange, routing_key))
-        if numbers is None:
-            return None
-        while numbers and not self._is_returnable(numbers[0]):
-            numbers.popleft()
-        same_body = None
-        for number in numbers:
-            publish = self._unsettled.get(number)
-            if publish is None or publish.returned is not None or publish.body != body:
-                continue
-            if publish.properties == properties:
+        key = (exchange, routing_key, body)
+        return self._first((*key, properties)) or self._first(key)
+
+    def _first(self, key: tuple[object, ...]) -> P | None:
+        """The oldest publish under *key* that is unsettled and has not come back."""
+        numbers = self._returnable.get(key)
+        while numbers:
+            publish = self._unsettled.get(numbers[0])
+            if publish is not None and publish.returned is None:
                 return publish
-            same_body = same_body or publish
-        return same_body
+            numbers.popleft()
+        self._returnable.pop(key, None)
+        return None
 
     def abandon(self) -> list[P]:
         """Take out all: their channel is gone."""
@@ -110,15 +111,21 @@ class Confirms(Generic[P]):
         return abandoned
 
     def _index(self) -> None:
-        for number in range(max(self._lowest, self._indexed + 1), self.last_number + 1):
-            publish = self._unsettled.get(number)
+        new: Iterable[tuple[int, P | None]]
+        if self._indexed_count > 2 * len(self._unsettled) + 100:  # mostly settled ones: begin again
+            self._returnable.clear()
+            self._indexed_count = 0
+            new = self._unsettled.items()
+        else:
+            numbers = range(max(self._lowest, self._indexed + 1), self.last_number + 1)
+            new = ((number, self._unsettled.get(number)) for number in numbers)
+        for number, publish in new:
             if publish is not None and publish.mandatory:
-                self._returnable.setdefault((publish.exchange, publish.routing_key), deque()).append(number)
+                key = (publish.exchange, publish.routing_key, publish.body)
+                self._returnable.setdefault(key, deque()).append(number)
+                self._returnable.setdefault((*key, publish.properties), deque()).append(number)
+                self._indexed_count += 1
         self._indexed = self.last_number
-
-    def _is_returnable(self, number: int) -> bool:
-        publish = self._unsettled.get(number)
-        return publish is not None and publish.returned is None
 
 
 def _unknown(number: int) -> ProtocolError:

@@ -85,8 +85,10 @@ class Output:
             self._loop.call_soon(self._flush_turn)
 
     def _flush_turn(self) -> None:
-        self._flush_due = False
-        self.flush_all()
+        try:
+            self.flush_all()
+        finally:
+            self._flush_due = False
 
     def flush_all(self) -> None:
         """Send what is written, and what others have saved up."""
@@ -145,3 +147,42 @@ class Output:
     def when_released(self, publish: Callable[[], None]) -> None:
         """Call *publish* when nobody holds publishes any more, after those that wait already."""
         self._held.append(publish)
+
+
+class CommitGate:
+    """The output of a channel with transactions: keeps back what is written while a commit is under way.
+
+    RabbitMQ closes the connection (504) over any method but ``channel.close`` that reaches a channel which is
+    still committing.
+    """
+
+    __slots__ = ("_committing", "_kept", "_output", "before_flush", "drain", "hold", "release", "when_released")
+
+    def __init__(self, output: Output) -> None:
+        self.before_flush = output.before_flush
+        self.drain = output.drain
+        self.hold = output.hold
+        self.release = output.release
+        self.when_released = output.when_released
+        self._output = output
+        self._committing = False
+        self._kept: deque[tuple[bytes, bool]] = deque()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether publishes must wait."""
+        return self._output.is_held
+
+    def write(self, data: bytes, is_commit: bool = False) -> None:
+        """Send *data* now, or when the commit before it is done."""
+        if self._committing:
+            self._kept.append((data, is_commit))
+        else:
+            self._committing = is_commit
+            self._output.write(data)
+
+    def on_commit_ok(self) -> None:
+        """The commit is done."""
+        self._committing = False
+        while self._kept and not self._committing:
+            self.write(*self._kept.popleft())

@@ -38,6 +38,7 @@ from leveret.wire.codec import (
 )
 from leveret.wire.confirms import Confirms
 from leveret.wire.methods import make
+from leveret.wire.output import CommitGate, Output
 from leveret.wire.transport import Transport
 
 _log = get_logger(__name__)
@@ -73,7 +74,11 @@ class Publish(Outcome[Any]):
 
 
 class Publisher:
-    """The publishing half of channel *number* on *transport*."""
+    """The publishing half of channel *number* on *transport*.
+
+    Attributes:
+        output: where it writes to.
+    """
 
     __slots__ = (
         "_all_settled",
@@ -83,18 +88,18 @@ class Publisher:
         "_held",
         "_loop",
         "_number",
-        "_output",
         "_refusal",
         "_return_handler",
         "_timeout",
         "_transport",
+        "output",
     )
 
     def __init__(
         self, transport: Transport, number: int, publisher_confirms: bool, return_handler: ReturnHandler
     ) -> None:
         self._transport = transport
-        self._output = transport.output
+        self.output: Output | CommitGate = transport.output
         self._number = number
         self._return_handler = return_handler
         self._loop = asyncio.get_running_loop()
@@ -134,7 +139,7 @@ class Publisher:
             raise ChannelInvalidStateError(*self._refusal.args) from self._refusal.__cause__
         encoded = encode_properties(properties)
         data = self._encoder.encode(exchange, routing_key, mandatory, encoded, body)
-        output = self._output
+        output = self.output
         confirms = self._confirms
         if confirms is None and not output.is_held:
             output.write(data)
@@ -172,7 +177,7 @@ class Publisher:
             else:
                 self._held.discard(publish)
                 self._confirms.add(publish)
-            self._output.write(data)
+            self.output.write(data)
 
         def forget(_: object) -> None:
             self._held.discard(publish)
@@ -181,7 +186,7 @@ class Publisher:
         publish.deadline = _HELD
         self._held.add(publish)
         publish.add_done_callback(forget)
-        self._output.when_released(write)
+        self.output.when_released(write)
         self._limit_time(publish, self._timeout if timeout is None else timeout)
 
     # ---------------------------------------------------------------------------------------------- deadlines
@@ -284,7 +289,7 @@ class Publisher:
             _fail_from(publish, PublishOutcomeUnknown(f"the channel was lost before the confirm: {error}"), error)
         for publish in held:
             _fail_from(publish, PublishNotSent(f"the channel was lost before the message was sent: {error}"), error)
-        self._output.release(self)
+        self.output.release(self)
         self._note_settled()
 
     # --------------------------------------------------------------------------------------------------- flow
@@ -292,9 +297,9 @@ class Publisher:
     def on_flow(self, active: bool) -> None:
         """``channel.flow`` from the broker."""
         if active:
-            self._output.release(self)
+            self.output.release(self)
         else:
-            self._output.hold(self)
+            self.output.hold(self)
 
 
 def _fail_from(publish: Publish, error: Exception, cause: Exception) -> None:
