@@ -73,6 +73,7 @@ class Channel:
         self._connection = connection
         self._requested_number = channel_number
         self._wire: WireChannel | None = None
+        self._opening = False
         self._closed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     def __str__(self) -> str:
@@ -117,13 +118,19 @@ class Channel:
         await self._open(None)
 
     async def _open(self, timeout: TimeoutType) -> None:
-        self._wire = await WireChannel.open(
-            self._connection.open_transport(),
-            self,
-            number=self._requested_number,
-            publisher_confirms=self.publisher_confirms,
-            timeout=self.seconds(timeout),
-        )
+        if self._opening:
+            raise RuntimeError("the channel is being opened already")
+        self._opening = True
+        try:
+            self._wire = await WireChannel.open(
+                self._connection.open_transport(),
+                self,
+                number=self._requested_number,
+                publisher_confirms=self.publisher_confirms,
+                timeout=self.seconds(timeout),
+            )
+        finally:
+            self._opening = False
         if self._closed.done():
             self._closed = asyncio.get_running_loop().create_future()
         self._connection.adopt(self)
@@ -146,8 +153,12 @@ class Channel:
             return
         deadline = asyncio.get_running_loop().time() + timeout
         self.begin_close()
-        await self.end_handlers(deadline)
-        await wire.close(deadline)
+        try:
+            await self.end_handlers(deadline)
+            await wire.wait_for_confirms(deadline)
+        finally:
+            wire.close()
+        await wire.wait_closed(deadline)
 
     def begin_close(self) -> None:
         """Start no more callbacks, and cancel those that run (but not the one that calls this)."""
@@ -157,12 +168,12 @@ class Channel:
             task.cancel()
 
     async def wait_for_confirms(self, deadline: float) -> None:
-        """Wait until every publish is settled, or until *deadline* in event loop time."""
+        """Wait until every publish is settled, or until *deadline* in event loop time; it never raises."""
         if self._wire is not None:
             await self._wire.wait_for_confirms(deadline)
 
     async def end_handlers(self, deadline: float) -> None:
-        """Wait for the callbacks that run (but not for the one that calls this) until *deadline*."""
+        """Wait for the callbacks that run (but not for the one that calls this) until *deadline*; it never raises."""
         tasks = self.handler_tasks - {asyncio.current_task()}
         if tasks:
             await asyncio.wait(tasks, timeout=max(0, deadline - asyncio.get_running_loop().time()))
@@ -231,11 +242,23 @@ class Channel:
         return f"ctag{self.number}.{secrets.token_hex(16)}"
 
     async def call(self, method: Frame, timeout: TimeoutType) -> Any:
-        """Send *method* and wait for its reply."""
+        """Send *method* and wait for its reply.
+
+        Raises:
+            ChannelInvalidStateError: the channel is not open.
+            ChannelClosed, ConnectionClosed: the broker closed it over this, or it was lost meanwhile.
+            TimeoutError: no answer in time; the channel stays usable, and the late reply is swallowed.
+            ValueError: a name of more than 255 bytes.
+        """
         return await self.wire.call(method, self.seconds(timeout))
 
     async def call_or_send(self, method: Any, timeout: TimeoutType) -> Any:
-        """The same, but do not wait where *method* says ``nowait``."""
+        """The same, but do not wait where *method* says ``nowait``.
+
+        Raises:
+            ChannelInvalidStateError, ChannelClosed, ConnectionClosed, TimeoutError, ValueError: as :meth:`call`. With
+                ``nowait`` a refusal closes the channel, and later calls tell.
+        """
         if method.nowait:
             self.wire.send(method)
             return None
@@ -286,7 +309,16 @@ class Channel:
         return exchange
 
     async def get_exchange(self, name: str, *, ensure: bool = True) -> Exchange:
-        """An exchange that exists; with *ensure* the broker is asked whether it does (a passive declare)."""
+        """An exchange that exists; with *ensure* the broker is asked whether it does (a passive declare).
+
+        Raises:
+            ChannelNotFoundEntity: *ensure*, and it does not exist. This closes the channel.
+            ChannelInvalidStateError: the channel is not open.
+            TimeoutError: no answer in time; the channel stays usable, and the late reply is swallowed.
+            ValueError: a name of more than 255 bytes.
+
+        Without *ensure* nothing is sent, and nothing raised.
+        """
         if ensure:
             return await self.declare_exchange(name, passive=True)
         return self.EXCHANGE_CLASS(self, name, passive=True)
@@ -325,7 +357,17 @@ class Channel:
         return queue
 
     async def get_queue(self, name: str, *, ensure: bool = True) -> Queue:
-        """A queue that exists; with *ensure* the broker is asked whether it does (a passive declare)."""
+        """A queue that exists; with *ensure* the broker is asked whether it does (a passive declare).
+
+        Raises:
+            ChannelNotFoundEntity: *ensure*, and it does not exist. This closes the channel.
+            ChannelLockedResource: *ensure*, and it is another connection's exclusive queue. This closes the channel.
+            ChannelInvalidStateError: the channel is not open.
+            TimeoutError: no answer in time; the channel stays usable, and the late reply is swallowed.
+            ValueError: a name of more than 255 bytes.
+
+        Without *ensure* nothing is sent, and nothing raised.
+        """
         if ensure:
             return await self.declare_queue(name, passive=True)
         return self.QUEUE_CLASS(self, name, False, False, False, None, True)
@@ -333,7 +375,21 @@ class Channel:
     async def exchange_delete(
         self, exchange_name: str, timeout: TimeoutType = None, if_unused: bool = False, nowait: bool = False
     ) -> ExchangeMethods.DeleteOk | None:
-        """Delete an exchange by name (``exchange.delete``)."""
+        """Delete an exchange by name (``exchange.delete``).
+
+        Args:
+            exchange_name: its name.
+            timeout: seconds; None for the connection's ``operation_timeout``.
+            if_unused: only while nothing is bound to it.
+            nowait: do not wait for the answer; a refusal closes the channel, and later calls tell.
+
+        Raises:
+            ChannelPreconditionFailed: *if_unused*, and it is in use. This closes the channel.
+            ChannelAccessRefused: a predeclared exchange, or no permission. This closes the channel.
+            ChannelInvalidStateError: the channel is not open.
+            TimeoutError: no answer in time; the channel stays usable, and the late reply is swallowed.
+            ValueError: a name of more than 255 bytes.
+        """
         method = make(ExchangeMethods.Delete, exchange=exchange_name, if_unused=if_unused, nowait=nowait)
         result: ExchangeMethods.DeleteOk | None = await self.call_or_send(method, timeout)
         return result
@@ -346,7 +402,23 @@ class Channel:
         if_empty: bool = False,
         nowait: bool = False,
     ) -> QueueMethods.DeleteOk | None:
-        """Delete a queue by name (``queue.delete``)."""
+        """Delete a queue by name (``queue.delete``).
+
+        Args:
+            queue_name: its name.
+            timeout: seconds; None for the connection's ``operation_timeout``.
+            if_unused: only while nobody consumes from it. RabbitMQ closes the connection over this, and over
+                *if_empty*, for a quorum queue (540).
+            if_empty: only while it has no messages.
+            nowait: do not wait for the answer; a refusal closes the channel, and later calls tell.
+
+        Raises:
+            ChannelPreconditionFailed: a condition is not met. This closes the channel.
+            ChannelAccessRefused: no permission. This closes the channel.
+            ChannelInvalidStateError: the channel is not open.
+            TimeoutError: no answer in time; the channel stays usable, and the late reply is swallowed.
+            ValueError: a name of more than 255 bytes.
+        """
         method = make(QueueMethods.Delete, queue=queue_name, if_unused=if_unused, if_empty=if_empty, nowait=nowait)
         result: QueueMethods.DeleteOk | None = await self.call_or_send(method, timeout)
         return result

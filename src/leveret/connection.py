@@ -126,8 +126,8 @@ class Connection:
         """Close it: end the callbacks, wait for outstanding confirms, shake hands.
 
         Callbacks that still run are cancelled, and their messages requeued. Publishes that are not confirmed by the
-        deadline end as PublishOutcomeUnknown. It never takes longer than *timeout*, whatever the broker does, and
-        may be called at any time, in any state, again, and from inside a callback.
+        deadline end as PublishOutcomeUnknown. It never raises and never takes longer than *timeout*, whatever the
+        broker does, and may be called at any time, in any state, again, and from inside a callback.
 
         Args:
             exc: what ``close_callbacks`` and those who wait on the connection get; None for a ConnectionClosed.

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import logging
 import types
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -156,7 +157,9 @@ class CallbackConsumer:
         if isinstance(error, DeliveryLost):
             _log.warning("consumer %r: %s", self._tag, error)
             return
-        _log.error(
+        level = logging.ERROR if isinstance(error, Exception) else logging.WARNING  # cancelled
+        _log.log(
+            level,
             "the callback of consumer %r failed on delivery %d (message_id %r, routing key %r, %s): %r",
             self._tag,
             message.delivery_tag,
@@ -213,6 +216,7 @@ class QueueIterator:
         self._consuming: asyncio.Lock = asyncio.Lock()
         self._error: Exception | None = None
         self._closed = False
+        self._given_back = False
 
     def __repr__(self) -> str:
         return f"<QueueIterator: queue={self._queue.name!r} consumer_tag={self._consumer_tag!r}>"
@@ -252,6 +256,8 @@ class QueueIterator:
         )
         if len(self._messages) == 1:
             self._arrived.set()
+            if self._given_back:  # close() was cancelled before the broker's answer
+                self._give_back()
 
     def on_end(self, error: Exception) -> None:
         """No more will come."""
@@ -316,9 +322,10 @@ class QueueIterator:
 
     def _give_back(self) -> None:
         """Requeue what nobody has seen."""
+        self._given_back = True
         messages, self._messages = self._messages, deque()
         if self.no_ack and messages:
             _log.warning("%r: %d messages were not handed out, and are gone (no_ack)", self, len(messages))
         for message in messages:
             if message.is_live:
-                _ = message.nack(requeue=True)
+                _ = message.give_back()

@@ -17,7 +17,7 @@
     │  └─ ChannelClosed
     │     └─ ChannelAccessRefused 403 · ChannelNotFoundEntity 404 · ChannelLockedResource 405
     │        · ChannelPreconditionFailed 406 · DuplicateConsumerTag
-    ├─ ProtocolError               the peer broke the protocol
+    ├─ ProtocolError               the peer broke the protocol ── HandshakeError (also an IncompatibleProtocolError)
     ├─ ProtocolSyntaxError ── InvalidFrameError
     ├─ DeliveryError
     │  ├─ PublishError ── MessageReturned
@@ -223,6 +223,10 @@ class ProtocolError(AMQPError):
         super().__init__(message)
         self.reply_code = reply_code
         self.data = data[:64]
+
+
+class HandshakeError(IncompatibleProtocolError, ProtocolError):
+    """The peer broke the protocol before the connection was open."""
 
 
 class ProtocolSyntaxError(AMQPError):

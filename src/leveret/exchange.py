@@ -80,6 +80,19 @@ class Exchange:
     ) -> ExchangeMethods.BindOk:
         """Let what is published to *exchange* flow into this one (``exchange.bind``).
 
+        Args:
+            exchange: the source, or its name.
+            routing_key: which messages, as the source's type reads it.
+            arguments: such as the headers to match.
+            timeout: seconds; None for the connection's ``operation_timeout``.
+
+        Raises:
+            ChannelNotFoundEntity: one of the two does not exist. This closes the channel.
+            ChannelAccessRefused: the default exchange, or no permission. This closes the channel.
+            ChannelInvalidStateError: the channel is not open.
+            TimeoutError: no answer in time; the channel stays usable, and the late reply is swallowed.
+            ValueError: a name of more than 255 bytes.
+
         https://www.rabbitmq.com/docs/e2e
         """
         result: ExchangeMethods.BindOk = await self.channel.call(
@@ -101,7 +114,20 @@ class Exchange:
         arguments: Arguments = None,
         timeout: TimeoutType = None,
     ) -> ExchangeMethods.UnbindOk:
-        """Undo :meth:`bind`, with the same arguments (``exchange.unbind``)."""
+        """Undo :meth:`bind`, with the same arguments (``exchange.unbind``).
+
+        Args:
+            exchange: the source, or its name.
+            routing_key: as it was bound.
+            arguments: as it was bound.
+            timeout: seconds; None for the connection's ``operation_timeout``.
+
+        Raises:
+            ChannelAccessRefused: the default exchange, or no permission. This closes the channel.
+            ChannelInvalidStateError: the channel is not open.
+            TimeoutError: no answer in time; the channel stays usable, and the late reply is swallowed.
+            ValueError: a name of more than 255 bytes.
+        """
         result: ExchangeMethods.UnbindOk = await self.channel.call(
             make(
                 ExchangeMethods.Unbind,
@@ -169,7 +195,15 @@ class Exchange:
         )
 
     async def delete(self, if_unused: bool = False, timeout: TimeoutType = None) -> ExchangeMethods.DeleteOk:
-        """Delete it (``exchange.delete``), with *if_unused* only while nothing is bound to it."""
+        """Delete it (``exchange.delete``), with *if_unused* only while nothing is bound to it.
+
+        Raises:
+            ChannelPreconditionFailed: *if_unused*, and it is in use. This closes the channel.
+            ChannelAccessRefused: a predeclared exchange, or no permission. This closes the channel.
+            ChannelInvalidStateError: the channel is not open.
+            TimeoutError: no answer in time; the channel stays usable, and the late reply is swallowed.
+            ValueError: a name of more than 255 bytes.
+        """
         result: ExchangeMethods.DeleteOk = await self.channel.call(
             make(ExchangeMethods.Delete, exchange=self.name, if_unused=if_unused), timeout
         )

@@ -147,6 +147,10 @@ def _expiration(value: DateType) -> DateType:
     return value
 
 
+def _wire_expiration(value: Any) -> str | None:
+    return value if isinstance(value, str) else encode_expiration(value)  # text came from the wire, as no number
+
+
 if TYPE_CHECKING:
 
     class _Field(Generic[T]):
@@ -306,7 +310,7 @@ class Message:
         if properties.expiration is None and properties.timestamp is None:
             return properties
         return properties._replace(
-            expiration=encode_expiration(properties.expiration), timestamp=encode_timestamp(properties.timestamp)
+            expiration=_wire_expiration(properties.expiration), timestamp=encode_timestamp(properties.timestamp)
         )
 
     def lock(self) -> None:

@@ -103,6 +103,13 @@ class Queue:
             routing_key: None for the queue's name.
             arguments: such as the headers to match.
             timeout: seconds; None for the connection's ``operation_timeout``.
+
+        Raises:
+            ChannelNotFoundEntity: the exchange or the queue does not exist. This closes the channel.
+            ChannelAccessRefused: the default exchange, or no permission. This closes the channel.
+            ChannelInvalidStateError: the channel is not open.
+            TimeoutError: no answer in time; the channel stays usable, and the late reply is swallowed.
+            ValueError: a name of more than 255 bytes.
         """
         result: QueueMethods.BindOk = await self.channel.call(
             make(
@@ -123,7 +130,20 @@ class Queue:
         arguments: Arguments = None,
         timeout: TimeoutType = None,
     ) -> QueueMethods.UnbindOk:
-        """Undo :meth:`bind`, with the same arguments (``queue.unbind``)."""
+        """Undo :meth:`bind`, with the same arguments (``queue.unbind``).
+
+        Args:
+            exchange: or its name.
+            routing_key: as it was bound; None for the queue's name.
+            arguments: as it was bound.
+            timeout: seconds; None for the connection's ``operation_timeout``.
+
+        Raises:
+            ChannelAccessRefused: the default exchange, or no permission. This closes the channel.
+            ChannelInvalidStateError: the channel is not open.
+            TimeoutError: no answer in time; the channel stays usable, and the late reply is swallowed.
+            ValueError: a name of more than 255 bytes.
+        """
         result: QueueMethods.UnbindOk = await self.channel.call(
             make(
                 QueueMethods.Unbind,
@@ -198,6 +218,11 @@ class Queue:
             consumer_tag: what :meth:`consume` returned.
             timeout: seconds; None for the connection's ``operation_timeout``.
             nowait: do not wait for the broker's answer; what is still on its way is requeued.
+
+        Raises:
+            ChannelInvalidStateError: the channel is not open.
+            TimeoutError: no answer in time; the channel stays usable, and the late reply is swallowed.
+            ValueError: a name of more than 255 bytes.
         """
         channel = self.channel
         return await channel.wire.cancel(consumer_tag, channel.seconds(timeout), nowait=nowait)
@@ -255,7 +280,14 @@ class Queue:
         return self.iterator()
 
     async def purge(self, no_wait: bool = False, timeout: TimeoutType = None) -> QueueMethods.PurgeOk | None:
-        """Drop all messages that are ready, not those out for acknowledgement (``queue.purge``)."""
+        """Drop all messages that are ready, not those out for acknowledgement (``queue.purge``).
+
+        Raises:
+            ValueError: a stream, which keeps what it has, or a name of more than 255 bytes.
+            ChannelNotFoundEntity: no such queue. This closes the channel.
+            ChannelInvalidStateError: the channel is not open.
+            TimeoutError: no answer in time; the channel stays usable, and the late reply is swallowed.
+        """
         self._refuse_stream("purge", "a retention policy")
         method = make(QueueMethods.Purge, queue=self.name, nowait=no_wait)
         result: QueueMethods.PurgeOk | None = await self.channel.call_or_send(method, timeout)

@@ -48,12 +48,12 @@ async def turns(count: int = 5) -> None:
 async def until(condition: Callable[[], object]) -> None:
     """Let the loop run until *condition*, which bytes on their way will bring about."""
     async with asyncio.timeout(BOUND):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - nothing announces it
             await asyncio.sleep(0.001)
 
 
 def cancel_with_the_next_read(link: Link, task: asyncio.Future[Any]) -> None:
-    """Cancel *task* in the turn of the event loop in which the client reads: after the reply, before its waiter runs."""
+    """Cancel *task* in the turn in which the client reads: after the reply came, before its waiter runs again."""
     transport: Any = link.connection._transport
     original = transport.buffer_updated
 

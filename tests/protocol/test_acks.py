@@ -112,12 +112,6 @@ FOLLOWING: dict[str, tuple[Call, type[Any], Any]] = {
     "cancel": (lambda c, q: q.cancel("tag"), commands.Basic.Cancel, commands.Basic.CancelOk("tag")),
     "cancel nowait": (lambda c, q: q.cancel("tag", nowait=True), commands.Basic.Cancel, None),
     "purge nowait": (lambda c, q: q.purge(no_wait=True), commands.Queue.Purge, None),
-    "publish": (lambda c, q: c.default_exchange.publish(Message(b""), "key"), commands.Basic.Publish, Ack(1)),
-    "large publish": (
-        lambda c, q: c.default_exchange.publish(Message(bytes(100_000)), "key"),
-        commands.Basic.Publish,
-        Ack(1),
-    ),
     "close": (lambda c, q: c.close(), commands.Channel.Close, commands.Channel.CloseOk()),
 }
 

@@ -20,7 +20,7 @@ from leveret.exceptions import (
     DeliveryLost,
     PublishOutcomeUnknown,
 )
-from tests.protocol.kit import Link, linked, sockets, turns, until, within
+from tests.protocol.kit import linked, sockets, turns, until, within
 
 Close, CloseOk = commands.Channel.Close, commands.Channel.CloseOk
 GONE = Close(404, "NOT_FOUND - no queue 'q'", 50, 10)

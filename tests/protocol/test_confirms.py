@@ -266,9 +266,7 @@ async def test_one_message_published_thrice_reports_exactly_the_lost_ones() -> N
     async with linked() as link:
         channel = await link.channel()
         message = Message(b"same", message_id="same")
-        futures = [
-            asyncio.ensure_future(channel.default_exchange.publish(message, key)) for key in ("no", "yes", "no")
-        ]
+        futures = [asyncio.ensure_future(channel.default_exchange.publish(message, key)) for key in ("no", "yes", "no")]
         for _ in range(3):
             await link.session.expect_publish()
         properties = commands.Basic.Properties(delivery_mode=1, priority=0, message_id="same")

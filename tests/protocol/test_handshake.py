@@ -191,9 +191,8 @@ async def test_the_handshake_byte_by_byte() -> None:
         await trickle(OPEN_OK)
         await session.play_close()
 
-    async with ScriptedPeer(script) as peer:
-        async with await within(connect(peer.url)) as connection:
-            assert connection.server_properties["version"] == "4.0.5"
+    async with ScriptedPeer(script) as peer, await within(connect(peer.url)) as connection:
+        assert connection.server_properties["version"] == "4.0.5"
 
 
 # ------------------------------------------------------------------------------------------------------ garbage

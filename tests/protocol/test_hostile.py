@@ -190,9 +190,7 @@ async def test_frames_for_a_channel_that_was_just_closed_are_ignored() -> None:
     async with linked() as link:
         channel = await link.channel()
         await link.answer(channel.close(), commands.Channel.Close, commands.Channel.CloseOk())
-        link.session.send_raw(
-            DELIVER + content_header(1) + raw_frame(BODY, 1, b"x") + method(1, commands.Basic.Ack(1))
-        )
+        link.session.send_raw(DELIVER + content_header(1) + raw_frame(BODY, 1, b"x") + method(1, commands.Basic.Ack(1)))
         assert await link.fence() == []
 
 

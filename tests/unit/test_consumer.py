@@ -8,17 +8,18 @@ import contextvars
 import pytest
 
 from leveret.consumer import CallbackConsumer
-from leveret.exceptions import ConnectionClosed
+from leveret.exceptions import ChannelClosed, ChannelNotFoundEntity, ConnectionClosed, ConsumerCancelled
 
 VARIABLE = contextvars.ContextVar("VARIABLE", default="unset")
 
 
 class Consumer(CallbackConsumer):
-    __slots__ = ("tasks",)
+    __slots__ = ("cancellations", "tasks")
 
     def __init__(self, callback):
         self.tasks: set[asyncio.Task[None]] = set()
-        super().__init__(None, "tag", callback, True, self.tasks)
+        self.cancellations: list[ConsumerCancelled] = []
+        super().__init__(None, "tag", callback, True, self.tasks, self.cancellations.append)
 
     def deliver(self, *tags: int) -> None:
         for tag in tags:
@@ -194,6 +195,40 @@ async def test_what_no_callback_has_started_on_is_dropped_when_the_channel_is_lo
     consumer.on_end(ConnectionClosed("lost"))
     await consumer.rest()
     assert ran == []
+
+
+async def test_the_broker_s_cancellation_is_told_once_and_what_it_had_delivered_is_handed_out(caplog):
+    ran = []
+
+    async def callback(message):
+        ran.append(message.delivery_tag)
+
+    consumer = Consumer(callback)
+    error = ConsumerCancelled("tag")
+    consumer.deliver(1, 2)
+    consumer.on_end(error)
+    await consumer.rest()
+    assert consumer.cancellations == [error]
+    assert ran == [1, 2]
+    (record,) = [each for each in caplog.records if each.levelname == "WARNING"]
+    assert "cancelled consumer 'tag'" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionClosed("lost"),
+        ChannelNotFoundEntity("no queue"),
+        ChannelClosed("the channel was closed", reply_code=200, reply_text="Normal shutdown"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_no_other_end_is_told_as_a_cancellation(error, caplog):
+    consumer = Consumer(lambda message: None)
+    consumer.on_end(error)
+    await consumer.rest()
+    assert consumer.cancellations == []
+    assert not caplog.records
 
 
 async def test_timeouts_in_a_callback_end_what_they_are_around():

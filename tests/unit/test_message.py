@@ -143,7 +143,7 @@ def test_arguments_but_the_body_are_keywords():
 
 
 @pytest.mark.parametrize("name", ["correlation_id", "reply_to", "message_id", "type", "user_id", "app_id"])
-@pytest.mark.parametrize("value", [5, Decimal("1.5"), "text", ""])
+@pytest.mark.parametrize("value", [5, 0, Decimal("1.5"), "text"])
 def test_what_names_something_becomes_text(name, value):
     message = Message(b"", **{name: value})
     assert getattr(message, name) == str(value)
@@ -151,6 +151,28 @@ def test_what_names_something_becomes_text(name, value):
     assert getattr(message, name) is None
     setattr(message, name, value)
     assert getattr(message, name) == str(value)
+
+
+TEXTS = (
+    "content_type",
+    "content_encoding",
+    "correlation_id",
+    "reply_to",
+    "message_id",
+    "type",
+    "user_id",
+    "app_id",
+)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_an_empty_text_is_not_sent(name):
+    """As in aio-pika."""
+    message = Message(b"", **{name: ""})
+    assert getattr(message, name) is None
+    assert getattr(message.wire_properties(), name) is None
+    setattr(message, name, "text")
+    assert getattr(message.wire_properties(), name) == "text"
 
 
 @pytest.mark.parametrize("value", [-1, 256, 10**10, 5.0, "5", True])

@@ -183,7 +183,7 @@ def test_hostile_tables_cost_linear_time(data, count):
     assert min(once() for _ in range(5)) < limit
 
 
-class Color(str, Enum):  # noqa: UP042 - the kind that aio-pika's users have
+class Color(str, Enum):
     RED = "red"
 
 

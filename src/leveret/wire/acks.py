@@ -11,7 +11,8 @@ from leveret.exceptions import MessageProcessError
 
 _TRACKED = 4096
 """Tags settled out of order to remember. A tag that is never settled (left unacknowledged, or of a ``no_ack``
-consumer) stops the count for good; beyond this many, acks are written singly and not remembered."""
+consumer) stops the count; beyond this many, acks are written singly and not remembered until a ``multiple``
+begins a new count."""
 
 
 class Acks:
@@ -42,13 +43,13 @@ class Acks:
 
     def note(self, delivery_tag: int, multiple: bool) -> None:
         """*delivery_tag* was settled by a method of its own."""
-        if self._settled < 0:
-            return
         if multiple:
             self._settled = delivery_tag
             self._ahead = {tag for tag in self._ahead if tag > delivery_tag}
-        else:
+        elif self._settled >= 0:
             self._ahead.add(delivery_tag)
+        else:
+            return
         self._catch_up()
         if len(self._ahead) > _TRACKED:
             self._settled = -1

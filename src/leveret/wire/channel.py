@@ -5,8 +5,8 @@ and where it changed something (a consumer was made, a message was fetched) that
 
 **Content.** What the decoder did not deliver whole is put together by a :class:`ContentAssembler`.
 
-**Acks.** Contiguous tags of one turn of the event loop go out as one ``multiple``; before any other method of
-the channel they are written first, so the order that the user wrote is the order on the wire.
+**Acks.** Contiguous tags of one turn of the event loop go out as one ``multiple``, at its end or before the next
+method of the channel. Publishes do not wait for it: what a handler publishes goes out before what it acks.
 
 **End.** :meth:`WireChannel._end` is the one way out, for the broker's close, ours, and a lost connection.
 """
@@ -113,7 +113,7 @@ class _Requeuer:
         self, delivery_tag: int, redelivered: bool, route: bytes, properties: bytes, body: bytes, /
     ) -> None:
         if not self.no_ack and self._wire.is_open:
-            _ = self._wire.nack(delivery_tag, requeue=True)
+            self._wire.requeue(delivery_tag)
 
     def on_end(self, error: Exception) -> None:
         """Nobody is left to be told."""
@@ -413,6 +413,13 @@ class WireChannel:
         self._settle(delivery_tag, False, encode_reject(self.number, delivery_tag, requeue))
         return self._output.drain()
 
+    def requeue(self, delivery_tag: int) -> None:
+        """Hand a delivery back, by whichever method the broker knows."""
+        if self.server_supports("basic.nack"):
+            _ = self.nack(delivery_tag, requeue=True)
+        else:
+            _ = self.reject(delivery_tag, requeue=True)
+
     def _settle(self, delivery_tag: int, multiple: bool, data: bytes) -> None:
         self._write_due_ack()
         self._output.write(data)
@@ -522,7 +529,7 @@ class WireChannel:
     def _on_broker_cancel(self, method: Basic.Cancel) -> None:
         consumer_tag = method.consumer_tag or ""
         consumer = self._remove_consumer(consumer_tag.encode("utf-8", "surrogateescape"))
-        if not method.nowait and self.transport.server_supports("accept_consumer_cancel_ok"):
+        if self.transport.server_supports("accept_consumer_cancel_ok"):  # whatever nowait says: it is always set
             self.send(make(Basic.CancelOk, consumer_tag=consumer_tag))
         if consumer is not None:
             consumer.on_end(ConsumerCancelled(consumer_tag))
@@ -534,26 +541,24 @@ class WireChannel:
 
         def give_back(result: Fetched | Basic.GetEmpty) -> None:
             if isinstance(result, Fetched) and not no_ack:
-                _ = self.nack(result.get_ok.delivery_tag, requeue=True)
+                self.requeue(result.get_ok.delivery_tag)
 
         result: Fetched | Basic.GetEmpty = await self.call(
             make(Basic.Get, queue=queue, no_ack=no_ack), timeout, on_late=give_back
         )
         return result
 
-    async def close(self, deadline: float) -> None:
-        """Wait for outstanding confirms, then shake hands to close; never later than *deadline*, never raises.
+    def close(self) -> None:
+        """Close it, without waiting for anything; publishes that are not confirmed end as outcome unknown."""
+        if self.error is None:
+            self._send_close()
+            self._end(ChannelClosed("the channel was closed", reply_code=200, reply_text="Normal shutdown"))
 
-        What is not confirmed by then ends as outcome unknown. If no close-ok comes (a blocked connection gets
-        none) the channel is gone all the same, and its number stays taken until one does.
+    async def wait_closed(self, deadline: float) -> None:
+        """Wait for the broker's close-ok, but not beyond *deadline* in event loop time.
+
+        If none comes (a blocked connection gets none), the number stays taken until one does.
         """
-        self.begin_close()
-        try:
-            await self._publisher.settled(deadline)
-        finally:
-            if self.error is None:
-                self._send_close()
-                self._end(ChannelClosed("the channel was closed", reply_code=200, reply_text="Normal shutdown"))
         if self._close_ok is not None:
             try:
                 async with asyncio.timeout_at(deadline):

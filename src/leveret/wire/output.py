@@ -52,7 +52,7 @@ class Output:
         self._paused = False
         self._drained: list[Outcome[None]] = []
         self._holders: set[object] = set()
-        self._held: deque[Callable[[], None]] = deque()
+        self._held: dict[object, Callable[[], None]] = {}
 
     def open(self, socket: asyncio.WriteTransport) -> None:
         """Send to *socket* from now on."""
@@ -141,12 +141,16 @@ class Output:
         """*holder* no longer minds; when nobody does, held publishes go out in their order."""
         self._holders.discard(holder)
         while self._held and not self._holders:
-            self._held.popleft()()
+            self._held.pop(next(iter(self._held)))()
         self.is_held = bool(self._holders or self._held)
 
-    def when_released(self, publish: Callable[[], None]) -> None:
-        """Call *publish* when nobody holds publishes any more, after those that wait already."""
-        self._held.append(publish)
+    def when_released(self, publish: object, write: Callable[[], None]) -> None:
+        """Call *write* when nobody holds publishes any more, after those that wait already."""
+        self._held[publish] = write
+
+    def forget(self, publish: object) -> None:
+        """*publish* waits no longer."""
+        self._held.pop(publish, None)
 
 
 class CommitGate:
@@ -156,11 +160,22 @@ class CommitGate:
     still committing.
     """
 
-    __slots__ = ("_committing", "_kept", "_output", "before_flush", "drain", "hold", "release", "when_released")
+    __slots__ = (
+        "_committing",
+        "_kept",
+        "_output",
+        "before_flush",
+        "drain",
+        "forget",
+        "hold",
+        "release",
+        "when_released",
+    )
 
     def __init__(self, output: Output) -> None:
         self.before_flush = output.before_flush
         self.drain = output.drain
+        self.forget = output.forget
         self.hold = output.hold
         self.release = output.release
         self.when_released = output.when_released

@@ -81,7 +81,6 @@ class Publisher:
     """
 
     __slots__ = (
-        "_all_settled",
         "_confirms",
         "_encoder",
         "_expiry",
@@ -108,7 +107,6 @@ class Publisher:
         self._confirms: Confirms[Publish] | None = Confirms() if publisher_confirms else None
         self._held: set[Publish] = set()
         self._expiry: asyncio.TimerHandle | None = None
-        self._all_settled: asyncio.Future[None] | None = None
         self._refusal: ChannelInvalidStateError | None = None
 
     def publish(
@@ -181,12 +179,12 @@ class Publisher:
 
         def forget(_: object) -> None:
             self._held.discard(publish)
-            self._note_settled()
+            self.output.forget(publish)
 
         publish.deadline = _HELD
         self._held.add(publish)
         publish.add_done_callback(forget)
-        self.output.when_released(write)
+        self.output.when_released(publish, write)
         self._limit_time(publish, self._timeout if timeout is None else timeout)
 
     # ---------------------------------------------------------------------------------------------- deadlines
@@ -242,7 +240,6 @@ class Publisher:
                 fail(publish, MessageReturned(publish.returned))
             else:
                 publish.set_result(publish.returned)
-        self._note_settled()
 
     def on_return(self, method: Return, properties: bytes, body: bytes) -> None:
         """``basic.return``, which comes before the confirm of the same message."""
@@ -264,19 +261,15 @@ class Publisher:
         self._refusal.__cause__ = cause
 
     async def settled(self, deadline: float) -> None:
-        """Wait until every publish is settled, or until *deadline* in event loop time."""
-        if not self._confirms and not self._held:
-            return
-        if self._all_settled is None or self._all_settled.done():
-            self._all_settled = self._loop.create_future()
+        """Wait until every publish that somebody may wait for is settled, or until *deadline* in event loop time."""
+        unsettled = [publish for publish in (*(self._confirms or ()), *self._held) if not publish.done()]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
-                await asyncio.shield(self._all_settled)
-
-    def _note_settled(self) -> None:
-        waiter = self._all_settled
-        if waiter is not None and not waiter.done() and not self._confirms and not self._held:
-            waiter.set_result(None)
+                for publish in unsettled:
+                    if not publish.done():
+                        ended: asyncio.Future[None] = self._loop.create_future()
+                        publish.add_done_callback(lambda _, ended=ended: ended.done() or ended.set_result(None))
+                        await ended
 
     def end(self, error: Exception) -> None:
         """The channel is gone: end every publish that is not settled."""
@@ -290,7 +283,6 @@ class Publisher:
         for publish in held:
             _fail_from(publish, PublishNotSent(f"the channel was lost before the message was sent: {error}"), error)
         self.output.release(self)
-        self._note_settled()
 
     # --------------------------------------------------------------------------------------------------- flow
 

@@ -22,7 +22,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from pamqp.base import Frame
 from pamqp.commands import Channel as ChannelMethods
@@ -34,6 +34,7 @@ from leveret.exceptions import (
     ChannelLimitReached,
     ConnectionClosed,
     ConnectTimeout,
+    HandshakeError,
     HeartbeatTimeout,
     MessageTooLarge,
     ProtocolError,
@@ -52,6 +53,8 @@ from leveret.wire.output import Output
 _log = get_logger(__name__)
 
 _HAPPY_EYEBALLS_DELAY = 0.25  # RFC 8305: so that one silent address does not use up the whole time
+E = TypeVar("E", bound=Exception)
+
 _LAST_WORDS = 1.0
 """Seconds that a close frame may take to leave before the socket is aborted."""
 
@@ -116,6 +119,7 @@ class Transport(asyncio.BufferedProtocol):
         self._used_numbers: set[int] = set()
         self._replies: deque[tuple[Frame, asyncio.Future[Frame]]] = deque()
         self._close_ok: asyncio.Future[None] | None = None
+        self._last_words: asyncio.TimerHandle | None = None
         self._closing_channels: list[TransportChannel] = []
 
     def __repr__(self) -> str:
@@ -168,11 +172,12 @@ class Transport(asyncio.BufferedProtocol):
         delay = p.happy_eyeballs_delay
         if delay is None and not _is_address(p.host):
             delay = _HAPPY_EYEBALLS_DELAY
+        options: dict[str, Any] = {}
+        if isinstance(self._loop, asyncio.BaseEventLoop):  # uvloop has no such thing
+            options = {"happy_eyeballs_delay": delay, "interleave": p.interleave}
         try:
             async with asyncio.timeout(p.connect_timeout * (2 if p.ssl else 1)):
-                await self._loop.create_connection(
-                    lambda: self, p.host, p.port, happy_eyeballs_delay=delay, interleave=p.interleave, **tls
-                )
+                await self._loop.create_connection(lambda: self, p.host, p.port, **options, **tls)
         except ssl.SSLError as exc:
             raise _explain_tls(exc, p) from exc
         except TimeoutError as exc:
@@ -184,7 +189,10 @@ class Transport(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is connected (and TLS established)."""
         self._socket = cast("asyncio.Transport", transport)
-        if (sock := self._tcp_socket()) is not None:
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
+            # Not TCP_USER_TIMEOUT: it also ends a connection whose peer is alive but does not read, as a broker
+            # does that blocks publishers.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.output.open(self._socket)
         self.output.write(PROTOCOL_HEADER)
@@ -224,18 +232,9 @@ class Transport(asyncio.BufferedProtocol):
         if self._stage_timer is not None:
             self._stage_timer.cancel()
         if self.heartbeat:
-            self._set_user_timeout()
             self._heartbeat_timer = self._loop.call_later(self.heartbeat / 2, self._beat)
-        self._opened.set_result(None)
-
-    def _set_user_timeout(self) -> None:
-        """Let the kernel give up on unacknowledged bytes as soon as heartbeats would."""
-        if (sock := self._tcp_socket()) is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self.heartbeat * 2000)
-
-    def _tcp_socket(self) -> socket.socket | None:
-        sock = None if self._socket is None else self._socket.get_extra_info("socket")
-        return sock if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6} else None
+        if not self._opened.done():
+            self._opened.set_result(None)
 
     # ---------------------------------------------------------------------------------------- what was agreed
 
@@ -285,7 +284,10 @@ class Transport(asyncio.BufferedProtocol):
             self._fail(explained or exc)
 
     def eof_received(self) -> None:
-        """The peer will send no more; asyncio closes the socket."""
+        """The peer will send no more; what still waits to be sent to it would keep the socket open."""
+        if self.state is not State.CLOSED:
+            self._die(self._explain_loss(None))
+        self._abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is gone."""
@@ -299,9 +301,9 @@ class Transport(asyncio.BufferedProtocol):
         if self.state is State.CONNECTING:
             return _explain_tls(exc, p) if isinstance(exc, ssl.SSLError) else self._handshake.lost(exc)
         reason = str(exc) if exc is not None else "closed by the peer without a word"
-        error = ConnectionClosed(f"the connection to {p.host}:{p.port} was lost: {reason}", reply_text=reason)
-        error.__cause__ = exc
-        return error
+        return _caused(
+            ConnectionClosed(f"the connection to {p.host}:{p.port} was lost: {reason}", reply_text=reason), exc
+        )
 
     def _on_frame(self, kind: int, number: int, payload: bytes) -> None:
         channel = self.channels.get(number)
@@ -528,15 +530,23 @@ class Transport(asyncio.BufferedProtocol):
         """Die of *error*, telling the peer why if it broke the protocol."""
         if self.state is State.CLOSED:
             return
+        has_last_words = isinstance(error, ProtocolError | ConnectionClosed)
         if isinstance(error, ProtocolError):
             _log.error("%r: protocol error: %s", self, printable(str(error)))
             text = str(error).encode()[:255].decode("utf-8", "ignore")
             self.send(0, make(ConnectionMethods.Close, reply_code=error.reply_code, reply_text=text))
+            if self.state is State.CONNECTING:
+                p = self.parameters
+                text = f"{p.host}:{p.port} broke the protocol: {error}"
+                error = _caused(HandshakeError(text, reply_code=error.reply_code, data=error.data), error)
         self.output.flush()
         self._die(error)
-        if self._socket is not None:
-            self._socket.close()
-            self._loop.call_later(_LAST_WORDS, self._abort)
+        if has_last_words:
+            # Closing a socket that still holds unread bytes resets it, and the peer would not read our words: go on
+            # reading, into nothing, until it closes.
+            self._last_words = self._loop.call_later(_LAST_WORDS, self._abort)
+        else:
+            self._abort()
 
     def _die(self, error: Exception) -> None:
         """The one way into CLOSED: everybody who waits is told."""
@@ -563,13 +573,15 @@ class Transport(asyncio.BufferedProtocol):
             self._on_lost(error)
 
     def _abort(self) -> None:
+        if self._last_words is not None:
+            self._last_words.cancel()
         if self._socket is not None:
             self._socket.abort()
 
     async def _disconnect(self) -> None:
         """Wait until the socket is closed."""
         if self._socket is not None:
-            if self.state is State.CLOSED and not self._socket.is_closing():
+            if self._last_words is None:
                 self._socket.abort()
             await asyncio.shield(self._disconnected)
 
@@ -582,13 +594,17 @@ def _is_address(host: str) -> bool:
     return True
 
 
+def _caused(error: E, cause: Exception | None) -> E:
+    error.__cause__ = cause
+    return error
+
+
 def _explain_tls(exc: ssl.SSLError, p: ConnectionParameters) -> AMQPConnectionError:
     where = f"TLS with {p.host}:{p.port} failed"
     if isinstance(exc, ssl.SSLCertVerificationError):
-        error = AMQPConnectionError(f"{where}: the broker's certificate was not accepted: {exc.verify_message}")
+        text = f"the broker's certificate was not accepted: {exc.verify_message}"
     elif exc.reason == "WRONG_VERSION_NUMBER":
-        error = AMQPConnectionError(f"{where}: it does not speak TLS. Port 5672 is usually plain; amqps uses 5671")
+        text = "it does not speak TLS. Port 5672 is usually plain; amqps uses 5671"
     else:
-        error = AMQPConnectionError(f"{where}: {exc.reason or exc}")
-    error.__cause__ = exc
-    return error
+        text = exc.reason or str(exc)
+    return _caused(AMQPConnectionError(f"{where}: {text}"), exc)
