@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import ssl as ssl_module
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -63,6 +64,7 @@ class Connection:
         self._client_properties = client_properties
         self._transport: Transport | None = None
         self._channels: set[Channel] = set()
+        self._connecting = False
         self._close_called = False
         self._closed: asyncio.Future[bool] = self.loop.create_future()
 
@@ -84,8 +86,9 @@ class Connection:
             RuntimeError: it is connected, or was closed.
             AMQPConnectionError: as :func:`connect`.
         """
-        if self._transport is not None or self._close_called:
+        if self._connecting or self._transport is not None or self._close_called:
             raise RuntimeError("a Connection connects once; make another")
+        self._connecting = True
         self._warn_of_cleartext()
         try:
             async with asyncio.timeout(timeout):
@@ -101,6 +104,8 @@ class Connection:
                 raise
             p = self._parameters
             raise ConnectTimeout(f"not connected to {p.host}:{p.port} within {timeout:g} s") from None
+        finally:
+            self._connecting = False
         if self._close_called:
             await self._transport.close(_normal_close(), self.loop.time() + CLOSE_TIMEOUT)
         if not self._transport.is_open:  # closed or lost before this task came to run again
@@ -139,7 +144,7 @@ class Connection:
         self._close_called = True
         transport = self._transport
         if transport is None:
-            self._set_closed(exc)
+            self._set_closed(exc or _normal_close())
             return
         if not first:
             await transport.closed(self.loop.time() + timeout)
@@ -191,9 +196,15 @@ class Connection:
         Raises:
             ConnectionClosed: it is closed.
         """
+        if not self.connected.is_set():
+            connected: asyncio.Future[Any] = asyncio.ensure_future(self.connected.wait())
+            either: list[asyncio.Future[Any]] = [connected, self._closed]
+            try:
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                connected.cancel()
         if self.is_closed:
             raise fresh(self._error())
-        await self.connected.wait()
 
     def _error(self) -> Exception:
         error = self._transport.error if self._transport is not None else None
@@ -288,6 +299,7 @@ class Connection:
         seconds = self.operation_timeout if timeout is None else timeout
         result: ConnectionMethods.UpdateSecretOk = await self._transport.call(method, seconds)
         self.url = self.url.with_password(new_secret)
+        self._parameters = dataclasses.replace(self._parameters, password=new_secret)
         return result
 
 
@@ -380,7 +392,10 @@ async def connect(
         ConnectTimeout: a stage took too long (also a TimeoutError).
         LoginRefused: user or password were not accepted.
         ConnectionNotAllowed: no such vhost, no access to it, or a limit was reached.
-        AMQPConnectionError: the broker cannot be reached, or is none.
+        ProbableAuthenticationError: the broker hung up during the login.
+        IncompatibleProtocolError: what answers is no RabbitMQ, or not on that port.
+        FileNotFoundError: a TLS file is missing.
+        AMQPConnectionError: the broker cannot be reached.
 
     Cancellation: leaves no socket open.
 

@@ -108,6 +108,8 @@ class CallbackConsumer:
         assert task is not None
         while queue and not task.cancelling():  # a callback that cancels its task must not cancel the next one
             message = queue.popleft()
+            if not (self.no_ack or message.is_live):
+                continue
             context = self._context.copy()
             try:
                 running = context.run(self._callback, message)
@@ -152,6 +154,11 @@ class CallbackConsumer:
             pass
         except Exception as exc:
             self._report(message, exc)
+        except asyncio.CancelledError as exc:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            self._report(message, exc)  # of something that it waited for: nobody cancelled this task
 
     def _report(self, message: IncomingMessage, error: BaseException) -> None:
         if isinstance(error, DeliveryLost):
@@ -187,7 +194,8 @@ class QueueIterator:
         exclusive: be the queue's only consumer.
         arguments: of ``basic.consume``.
         consumer_tag: of your own choice.
-        timeout: seconds for ``basic.consume``, and for each ``__anext__``; None: as long as it takes.
+        timeout: seconds for each ``__anext__``, which takes as long as it takes without; and for ``basic.consume``,
+            which has the connection's ``operation_timeout`` without.
     """
 
     DEFAULT_CLOSE_TIMEOUT = 5
@@ -245,6 +253,8 @@ class QueueIterator:
                 timeout=channel.seconds(self._timeout),
             )
             self._consumer_tag = tag
+            if self._closed:  # meanwhile
+                await wire.cancel(tag, self.DEFAULT_CLOSE_TIMEOUT)
 
     def on_delivery(
         self, delivery_tag: int, redelivered: bool, route: bytes, properties: bytes, body: bytes, /
@@ -281,19 +291,27 @@ class QueueIterator:
 
         Cancellation: takes no message, and the iterator stays usable.
         """
-        if self._messages:
-            return self._messages.popleft()
-        if self._consumer_tag is None:
-            await self.consume()
+        if (message := self._next()) is not None:
+            return message
         async with asyncio.timeout(self._timeout):
-            while not self._messages:
+            if self._consumer_tag is None:
+                await self.consume()
+            while (message := self._next()) is None:
                 if self._closed or (isinstance(self._error, Closed) and self._error.is_normal):
                     raise StopAsyncIteration
                 if self._error is not None:
                     raise fresh(self._error)
                 self._arrived.clear()
                 await self._arrived.wait()
-        return self._messages.popleft()
+        return message
+
+    def _next(self) -> IncomingMessage | None:
+        """The next message that can still be settled."""
+        while self._messages:
+            message = self._messages.popleft()
+            if self.no_ack or message.is_live:
+                return message
+        return None
 
     async def __aenter__(self) -> QueueIterator:
         await self.consume()

@@ -22,8 +22,10 @@
     ├─ DeliveryError
     │  ├─ PublishError ── MessageReturned
     │  ├─ MessageNacked
-    │  ├─ PublishNotSent (also a ChannelInvalidStateError) ── ConnectionBlocked (also a TimeoutError)
+    │  ├─ PublishNotSent (also a ChannelInvalidStateError)
+    │  │  └─ PublishNotSentInTime (also a TimeoutError) ── ConnectionBlocked
     │  └─ PublishOutcomeUnknown (also an AMQPConnectionError)
+    │     └─ PublishUnconfirmedInTime (also a TimeoutError)
     ├─ DeliveryLost (also a ChannelInvalidStateError)
     ├─ ConsumerCancelled · MessageDecodeError · MessageTooLarge
     └─ MessageProcessError · MethodNotImplemented · QueueEmpty (also an asyncio.QueueEmpty)
@@ -84,7 +86,7 @@ class ProbableAuthenticationError(AMQPConnectionError):
 
 
 class LoginRefused(AuthenticationError, ProbableAuthenticationError):
-    """The broker refused the user, the password or the SASL mechanism (403, or hung up on it)."""
+    """The broker refused the user, the password or the SASL mechanism (403)."""
 
 
 class Closed(AMQPError):
@@ -216,7 +218,7 @@ class ProtocolError(AMQPError):
 
     Attributes:
         reply_code: the code that the connection is closed with.
-        data: the offending bytes, cut to something printable.
+        data: the first of the offending bytes, 64 at most.
     """
 
     def __init__(self, message: str, *, reply_code: int = 501, data: bytes = b"") -> None:

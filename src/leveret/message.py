@@ -344,7 +344,7 @@ class Message:
             delivery_tag=None,
             exchange=None,
             expiration=self.expiration,
-            headers=self.headers,
+            headers=self._properties.headers or {},  # type: ignore[typeddict-item]
             message_id=self.message_id,
             priority=self.priority,
             redelivered=None,

@@ -18,7 +18,10 @@ class Transaction:
     """A transaction of *channel*, which must have been opened with ``publisher_confirms=False``.
 
     ``async with channel.transaction():`` commits at the end, or rolls back when the block raises. What a
-    rollback undoes are publishes and acks; deliveries stay with the consumer.
+    rollback undoes are publishes and acks; deliveries stay with the consumer, and a message that was acked stays
+    ``processed`` although the broker waits for its ack again: it is redelivered when the channel is closed.
+
+    A commit that times out or is cancelled goes on at the broker; what the channel sends meanwhile waits for its end.
 
     https://www.rabbitmq.com/docs/semantics#tx
     """

@@ -82,6 +82,21 @@ async def test_a_rollback_undoes_acks(channel: Channel, queue: Queue) -> None:
     await message.ack()
 
 
+async def test_an_ack_after_a_rollback_settles_nothing_else(channel: Channel, queue: Queue) -> None:
+    async with channel.transaction() as transaction:
+        await fill(channel, queue, [b"1", b"2"])
+        await transaction.commit()
+        first, second = await queue.get(), await queue.get()
+        await first.ack()
+        await transaction.rollback()
+        await second.ack()
+    await channel.close()
+    await channel.reopen()
+    message = await queue.get()
+    assert (message.body, message.redelivered) == (b"1", True)
+    await message.ack()
+
+
 @pytest.mark.parametrize("what", ["call", "publish", "ack"])
 async def test_what_is_sent_while_a_commit_is_under_way_waits_for_it(channel: Channel, name: str, what: str) -> None:
     # RabbitMQ closes the connection over any method that reaches a channel which still commits (504).

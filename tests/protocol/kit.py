@@ -65,6 +65,13 @@ def cancel_with_the_next_read(link: Link, task: asyncio.Future[Any]) -> None:
     transport.buffer_updated = read_and_cancel
 
 
+async def hang_up(session: Session) -> None:
+    """End the connection as a broker does once both have said goodbye; the client has to close too."""
+    with contextlib.suppress(OSError):  # it has gone already
+        session.eof()
+    await session.closed()
+
+
 def sockets() -> set[str]:
     """The sockets that this process has open."""
     found = set()

@@ -20,7 +20,7 @@ from leveret.exceptions import (
     DeliveryLost,
     PublishOutcomeUnknown,
 )
-from tests.protocol.kit import linked, sockets, turns, until, within
+from tests.protocol.kit import hang_up, linked, sockets, turns, until, within
 
 Close, CloseOk = commands.Channel.Close, commands.Channel.CloseOk
 GONE = Close(404, "NOT_FOUND - no queue 'q'", 50, 10)
@@ -312,7 +312,7 @@ async def test_the_brokers_close_is_answered_and_told_to_everybody() -> None:
         await link.session.expect_publish()
         link.session.send(0, FORCED)
         await link.session.expect(ConnCloseOk, channel=0)
-        await link.session.closed()
+        await hang_up(link.session)
         results = await within(asyncio.gather(declare, publish, return_exceptions=True))
         assert isinstance(results[0], ConnectionClosed)
         assert (results[0].reply_code, results[0].by_broker) == (320, True)
@@ -481,7 +481,7 @@ async def test_close_from_inside_a_close_callback() -> None:
         link.connection.close_callbacks.add(again)
         link.session.send(0, FORCED)
         await link.session.expect(ConnCloseOk)
-        await link.session.closed()
+        await hang_up(link.session)
         await within(link.connection.closed())
         await until(lambda: ended)
 

@@ -22,9 +22,8 @@ from leveret.exceptions import (
     IncompatibleProtocolError,
     LoginRefused,
     ProbableAuthenticationError,
-    ProtocolError,
 )
-from tests.protocol.kit import linked, raw_frame, sockets, turns, until, within
+from tests.protocol.kit import hang_up, linked, raw_frame, sockets, turns, until, within
 from tests.support.peer import CAPABILITIES, PeerError, ScriptedPeer, Session
 
 PROPERTIES = {"product": "RabbitMQ", "version": "4.0.5", "capabilities": CAPABILITIES}
@@ -275,7 +274,7 @@ async def test_connection_close_at_any_stage_is_answered_and_told(
         await play_until(session, stage)
         session.send(0, commands.Connection.Close(code, "SOME_REASON - in words", 10, 40))
         await session.expect(commands.Connection.CloseOk, channel=0)
-        await session.closed()
+        await hang_up(session)
 
     error = await fail_to_connect(script, kind)
     assert "in words" in str(error)
@@ -308,9 +307,9 @@ async def test_a_method_out_of_place_closes_with_503(stage: str, wrong: commands
         session.send(0, wrong)
         _, close = await session.expect(commands.Connection.Close, channel=0)
         assert close.reply_code in {503, 504}
-        await session.closed()
+        await hang_up(session)
 
-    error = await fail_to_connect(script, ProtocolError)
+    error = await fail_to_connect(script, AMQPConnectionError)
     assert wrong.name in str(error)
 
 
@@ -322,7 +321,7 @@ async def test_a_protocol_error_while_connecting_is_an_AMQPConnectionError_too()
         await play_until(session, "greeting")
         session.send(0, TUNE)
         await session.expect(commands.Connection.Close, channel=0)
-        await session.closed()
+        await hang_up(session)
 
     await fail_to_connect(script, AMQPConnectionError)
 
@@ -344,7 +343,7 @@ async def test_a_frame_over_8_KiB_before_tune_is_refused_on_its_head() -> None: 
         session.send_raw(b"\x01\x00\x00" + (8193 - 8).to_bytes(4, "big"))  # and not a byte of the payload
         _, close = await session.expect(commands.Connection.Close, channel=0)
         assert close.reply_code == 501
-        await session.closed()
+        await hang_up(session)
 
     assert "8193" in str(await fail_to_connect(script, AMQPError))
 
@@ -361,7 +360,7 @@ async def test_a_frame_of_8_KiB_before_tune_is_taken() -> None:  # noqa: N802
         await session.expect(commands.Connection.StartOk)
         session.send(0, commands.Connection.Close(320, "bye", 0, 0))
         await session.expect(commands.Connection.CloseOk)
-        await session.closed()
+        await hang_up(session)
 
     assert isinstance(await fail_to_connect(script), ConnectionClosed)
 
@@ -373,7 +372,7 @@ async def test_malformed_server_properties_are_a_protocol_error() -> None:
         session.send_raw(raw_frame(1, 0, b"\x00\x0a\x00\x0a\x00\x09\x00\x00\x00\xff\x01aZ"))
         _, close = await session.expect(commands.Connection.Close, channel=0)
         assert close.reply_code in {501, 502}
-        await session.closed()
+        await hang_up(session)
 
     await fail_to_connect(script, AMQPError)
 

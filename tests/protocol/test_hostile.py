@@ -12,7 +12,7 @@ from pamqp import body, commands, frame, header
 
 from leveret import IncomingMessage, Message
 from leveret.exceptions import AMQPError, ChannelClosed, MessageDecodeError, MessageTooLarge, PublishOutcomeUnknown
-from tests.protocol.kit import Link, linked, raw_frame, turns, until, within
+from tests.protocol.kit import Link, hang_up, linked, raw_frame, turns, until, within
 
 METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 DELIVER = frame.marshal(commands.Basic.Deliver("tag", 1, False, "", "key"), 1)
@@ -151,7 +151,7 @@ async def test_malformed_input_closes_with_its_code_and_tells_all_who_wait(name:
         assert channel.is_closed
         assert not delivered
         link.session.send(0, commands.Connection.CloseOk())
-        await link.session.closed()
+        await hang_up(link.session)
 
 
 @pytest.mark.parametrize("size", [2**29 + 1, 2**63, 2**64 - 1])
@@ -367,7 +367,7 @@ async def test_only_one_connection_close_is_sent_for_a_row_of_faults(stranger: A
             link.session.send(1, stranger)
         await link.session.expect(commands.Connection.Close)
         link.session.send(0, commands.Connection.CloseOk())
-        await link.session.closed()
+        await hang_up(link.session)
 
 
 @pytest.mark.expects_errors

@@ -55,6 +55,11 @@ class Acks:
             self._settled = -1
             self._ahead.clear()
 
+    def stop_counting(self) -> None:
+        """A rollback has undone acks: what is settled is no longer known."""
+        self._settled = -1
+        self._ahead.clear()
+
     def take_due(self) -> int:
         """The tag up to which to write an ack now, or 0."""
         due, self.due = self.due, 0

@@ -267,8 +267,12 @@ class WireChannel:
         self.check_open()
         data = self.transport.encode(self.number, method)
         reply: asyncio.Future[Any] = self._loop.create_future()
+        if isinstance(method, Tx.Commit) and self._publisher.has_held:
+            raise ChannelInvalidStateError("publishes are still held back (await them before the commit)")
         self._replies.add(Pending(method, reply, on_reply, on_late))
         self._write_due_ack()
+        if isinstance(method, Tx.Rollback):
+            self._acks.stop_counting()
         if isinstance(method, Tx.Select) and isinstance(self._output, Output):
             self._output = self._publisher.output = CommitGate(self._output)
         if isinstance(self._output, CommitGate):

@@ -77,7 +77,8 @@ class Confirms(Generic[P]):
             except KeyError:
                 raise _unknown(number) from None
             if number == self._lowest:
-                self._lowest += 1
+                while self._lowest <= self.last_number and self._lowest not in self._unsettled:
+                    self._lowest += 1
         if self._returnable and not self._unsettled:
             self._returnable.clear()
             self._indexed_count = 0

@@ -28,6 +28,7 @@ from leveret.exceptions import (
     AuthenticationError,
     IncompatibleProtocolError,
     LoginRefused,
+    MessageTooLarge,
     ProbableAuthenticationError,
     ProtocolError,
     connection_closed,
@@ -98,7 +99,11 @@ class Handshake:
         self._mechanism = parameters.auth.upper()
         self._expected: type[Frame] | None = Connection.Start
         for method in (self._start_ok(), self._tune_ok(), self._open()):
-            encode_method(0, method)
+            if (size := len(encode_method(0, method))) > MIN_FRAME_MAX:
+                raise MessageTooLarge(
+                    f"{method.name} is {size} bytes, and {MIN_FRAME_MAX} are allowed before tuning: "
+                    "shorten client_properties or the password"
+                )
 
     def __repr__(self) -> str:
         return f"<Handshake with {self._peer}: {self.stage}>"

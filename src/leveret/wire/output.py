@@ -8,7 +8,7 @@ calls and heartbeats always go out.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -52,7 +52,7 @@ class Output:
         self._paused = False
         self._drained: list[Outcome[None]] = []
         self._holders: set[object] = set()
-        self._held: dict[object, Callable[[], None]] = {}
+        self._held: OrderedDict[object, Callable[[], None]] = OrderedDict()
 
     def open(self, socket: asyncio.WriteTransport) -> None:
         """Send to *socket* from now on."""
@@ -141,7 +141,8 @@ class Output:
         """*holder* no longer minds; when nobody does, held publishes go out in their order."""
         self._holders.discard(holder)
         while self._held and not self._holders:
-            self._held.pop(next(iter(self._held)))()
+            _, write = self._held.popitem(last=False)
+            write()
         self.is_held = bool(self._holders or self._held)
 
     def when_released(self, publish: object, write: Callable[[], None]) -> None:

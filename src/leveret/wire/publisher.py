@@ -260,6 +260,11 @@ class Publisher:
         self._refusal = ChannelInvalidStateError(text)
         self._refusal.__cause__ = cause
 
+    @property
+    def has_held(self) -> bool:
+        """Whether publishes wait to be written."""
+        return bool(self._held)
+
     async def settled(self, deadline: float) -> None:
         """Wait until every publish that somebody may wait for is settled, or until *deadline* in event loop time."""
         unsettled = [publish for publish in (*(self._confirms or ()), *self._held) if not publish.done()]

@@ -182,6 +182,8 @@ class Transport(asyncio.BufferedProtocol):
             raise _explain_tls(exc, p) from exc
         except TimeoutError as exc:
             raise ConnectTimeout(f"no connection to {p.host}:{p.port} within {p.connect_timeout:g} s") from exc
+        except ConnectionAbortedError as exc:  # asyncio's word for ssl_handshake_timeout
+            raise ConnectTimeout(f"no TLS handshake with {p.host}:{p.port} within {p.connect_timeout:g} s") from exc
         except OSError as exc:
             text = f"cannot connect to {p.host}:{p.port}: {exc}. Is RabbitMQ running there?"
             raise AMQPConnectionError(text) from exc
@@ -414,7 +416,8 @@ class Transport(asyncio.BufferedProtocol):
                 self.output.write(HEARTBEAT_FRAME)
                 self.output.flush()
             self.output.has_written = False
-            self._heartbeat_timer = self._loop.call_later(self.heartbeat / 2, self._beat)
+            until_dead = 2 * self.heartbeat - silence
+            self._heartbeat_timer = self._loop.call_later(min(self.heartbeat / 2, until_dead), self._beat)
         elif not self._suspected:
             # If the event loop stood still, the socket may be full of life: let it be read first.
             self._suspected = True
