@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 pytest_plugins = ["tests.support.brokers"]
 
 
+def pytest_collection_finish() -> None:
+    # What was imported by now is not looked through again after each test.
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "expects_errors: the test makes leveret log at level ERROR")
 

@@ -252,6 +252,19 @@ class Channel:
         """
         return await self.wire.call(method, self.seconds(timeout))
 
+    async def call_after_publishes(self, method: Frame, timeout: TimeoutType) -> Any:
+        """The same, after the publishes that are held back now.
+
+        Raises:
+            ChannelInvalidStateError: the channel is not open, or publishes are still held back at the deadline.
+            ChannelClosed: the broker closed the channel over it.
+            TimeoutError: no answer in time.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.seconds(timeout)
+        await self.wait_for_confirms(deadline)
+        return await self.wire.call(method, max(0.0, deadline - loop.time()))
+
     async def call_or_send(self, method: Any, timeout: TimeoutType) -> Any:
         """The same, but do not wait where *method* says ``nowait``.
 

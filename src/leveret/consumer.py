@@ -79,6 +79,10 @@ class CallbackConsumer:
         if self._runner is None:
             self._start_runner()
 
+    def on_abandoned(self) -> None:
+        """Nobody waits for it: give back what no callback has started on."""
+        _give_back(self._queue)
+
     def on_end(self, error: Exception) -> None:
         """No more will come."""
         if isinstance(error, ConsumerCancelled):
@@ -88,9 +92,9 @@ class CallbackConsumer:
             self._queue.clear()
 
     def _start_runner(self) -> None:
-        self._runner = task = asyncio.get_running_loop().create_task(
-            self._run(), name=f"leveret consumer {self._tag!r}"
-        )
+        # Not create_task(): an eager task factory would run it before it is known as the runner.
+        loop = asyncio.get_running_loop()
+        self._runner = task = asyncio.Task(self._run(), loop=loop, name=f"leveret consumer {self._tag!r}")
         self._tasks.add(task)
         task.add_done_callback(self._on_task_done)
 
@@ -104,11 +108,11 @@ class CallbackConsumer:
 
     @types.coroutine
     def _run_callbacks(self) -> Generator[Any, Any, None]:
-        queue, task = self._queue, self._runner
+        queue, task, wire = self._queue, self._runner, self._wire
         assert task is not None
         while queue and not task.cancelling():  # a callback that cancels its task must not cancel the next one
             message = queue.popleft()
-            if not (self.no_ack or message.is_live):
+            if wire is not None and wire.error is not None:
                 continue
             context = self._context.copy()
             try:
@@ -176,6 +180,13 @@ class CallbackConsumer:
             error,
             exc_info=error,
         )
+
+
+def _give_back(messages: deque[IncomingMessage]) -> None:
+    """Requeue *messages*, in their order."""
+    while messages:
+        if (message := messages.popleft()).is_live:
+            _ = message.give_back()
 
 
 async def _await(awaitable: Awaitable[Any]) -> Any:
@@ -269,6 +280,10 @@ class QueueIterator:
             if self._given_back:  # close() was cancelled before the broker's answer
                 self._give_back()
 
+    def on_abandoned(self) -> None:
+        """Nobody waits for it: give back what came."""
+        _give_back(self._messages)
+
     def on_end(self, error: Exception) -> None:
         """No more will come."""
         self._error = error
@@ -341,9 +356,6 @@ class QueueIterator:
     def _give_back(self) -> None:
         """Requeue what nobody has seen."""
         self._given_back = True
-        messages, self._messages = self._messages, deque()
-        if self.no_ack and messages:
-            _log.warning("%r: %d messages were not handed out, and are gone (no_ack)", self, len(messages))
-        for message in messages:
-            if message.is_live:
-                _ = message.give_back()
+        if self.no_ack and self._messages:
+            _log.warning("%r: %d messages were not handed out, and are gone (no_ack)", self, len(self._messages))
+        self.on_abandoned()

@@ -17,7 +17,8 @@
     │  └─ ChannelClosed
     │     └─ ChannelAccessRefused 403 · ChannelNotFoundEntity 404 · ChannelLockedResource 405
     │        · ChannelPreconditionFailed 406 · DuplicateConsumerTag
-    ├─ ProtocolError               the peer broke the protocol ── HandshakeError (also an IncompatibleProtocolError)
+    ├─ ProtocolError               the peer broke the protocol
+    │  └─ HandshakeError (also an IncompatibleProtocolError)
     ├─ ProtocolSyntaxError ── InvalidFrameError
     ├─ DeliveryError
     │  ├─ PublishError ── MessageReturned
@@ -346,6 +347,9 @@ class MessageProcessError(AMQPError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
 
 
 class MethodNotImplemented(AMQPError):

@@ -370,9 +370,11 @@ class Message:
 def _to_bytes(body: Any) -> bytes:
     if isinstance(body, str):
         raise TypeError("the body must be bytes: use text.encode()")
-    if body is None or isinstance(body, int):
-        raise TypeError(f"the body must be bytes, not {type(body).__name__}")
-    return bytes(body)
+    try:
+        return bytes(memoryview(body))
+    except TypeError:
+        text = f"the body must be bytes, not {type(body).__name__}: encode it, say by json.dumps(data).encode()"
+        raise TypeError(text) from None
 
 
 # -------------------------------------------------------------------------------------------------- incoming
@@ -573,7 +575,8 @@ class IncomingMessage(Message):
     def _cannot_settle(self, verb: str) -> Exception:
         if self._wire is None:
             return TypeError(f"cannot {verb} a message that needs no acknowledgement (no_ack, or returned)")
-        return MessageProcessError("Message already processed", self)
+        text = f"cannot {verb}: Message already processed (inside process(), use process(ignore_processed=True))"
+        return MessageProcessError(text, self)
 
     def process(
         self, requeue: bool = False, reject_on_redelivered: bool = False, ignore_processed: bool = False

@@ -55,7 +55,7 @@ class Transaction:
 
     async def commit(self, timeout: TimeoutType = None) -> Tx.CommitOk:
         """Make it all take effect (``tx.commit``)."""
-        result: Tx.CommitOk = await self.channel.call(make(Tx.Commit), timeout)
+        result: Tx.CommitOk = await self.channel.call_after_publishes(make(Tx.Commit), timeout)
         self.state = TransactionState.COMMITED
         return result
 

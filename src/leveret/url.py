@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import math
 import re
 import warnings
@@ -233,7 +234,11 @@ def _unknown(key: str) -> str:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, UserWarning, stacklevel=4)
+    """Warn at the first line outside leveret."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("leveret."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, UserWarning, stacklevel=level)
 
 
 def _is_secret(key: str) -> bool:
@@ -259,7 +264,7 @@ def make_url(
     """Build one URL from what ``connect()`` takes.
 
     Args:
-        url: Given, it stands for all up to *ssl*, and the rest is added to its query.
+        url: Given, it stands for all up to *ssl*, which are ignored with a warning; the rest is added to its query.
         host: Host name or IP address.
         port: TCP port. With *ssl*, 5672 becomes 5671, which is where brokers speak TLS; for TLS on
             5672 give a URL (``amqps://host:5672``).
@@ -281,6 +286,10 @@ def make_url(
         if value is not None
     }
     if url is not None:
+        parts = {"host": (host, "localhost"), "port": (port, PORT), "login": (login, "guest")}
+        parts |= {"password": (password, "guest"), "virtualhost": (virtualhost, "/"), "ssl": (ssl, False)}
+        if ignored := [name for name, (value, default) in parts.items() if value != default]:
+            _warn(f"{', '.join(ignored)} beside a URL: put it into the URL, or give the parts and no URL")
         return _url(url).update_query(query)
     return URL.build(
         scheme="amqps" if ssl else "amqp",
@@ -332,7 +341,7 @@ def redact(url: URL) -> str:
     """*url* as text, with its password and the secrets in its query replaced by ``******``."""
     if url.raw_password:
         url = url.with_password(_HIDDEN)
-    return str(url.update_query({key: _HIDDEN for key in url.query if _is_secret(key)}))
+    return str(url.update_query({key: _HIDDEN for key in url.query if _is_secret(key) or key not in _OPTIONS}))
 
 
 _MISPLACED_AT = re.compile(r"[^:/?#]*://[^]\[:/?#@]*:[^/?#@]*[/?#].*@", re.DOTALL)

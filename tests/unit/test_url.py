@@ -218,13 +218,20 @@ def test_a_frame_max_that_no_broker_takes_is_refused():
         ({"ssl_options": {"cafile": "x", "no_verify_ssl": False}},
          "amqp://guest:guest@localhost:5672//?cafile=x&no_verify_ssl=0"),
         ({"client_properties": {"a": 1}}, "amqp://guest:guest@localhost:5672//"),
-        ({"url": "amqp://h/v?heartbeat=1", "host": "ignored"}, "amqp://h/v?heartbeat=1"),
+        ({"url": "amqp://h/v?heartbeat=1"}, "amqp://h/v?heartbeat=1"),
         ({"url": "amqp://h/v?heartbeat=1&name=n", "heartbeat": 2, "name": None}, "amqp://h/v?heartbeat=2&name=n"),
         ({"url": URL("amqp://h/v"), "ssl_options": {"cafile": "x"}}, "amqp://h/v?cafile=x"),
     ],
 )  # fmt: skip
 def test_make_url(arguments, url):
     assert str(make_url(**arguments)) == url
+
+
+def test_parts_beside_a_url_are_ignored_with_a_warning_that_shows_no_value():
+    with pytest.warns(UserWarning, match="login, password beside a URL") as caught:
+        assert str(make_url("amqp://h/v", login="bob", password="s3cret")) == "amqp://h/v"
+    assert "s3cret" not in str(caught[0].message)
+    assert caught[0].filename == __file__
 
 
 def test_make_url_leaves_its_arguments_alone():

@@ -89,6 +89,10 @@ class WireConsumer(Protocol):
         """A message came."""
         ...
 
+    def on_abandoned(self) -> None:
+        """Whoever started it has gone before it was confirmed: give back what it did not start on."""
+        ...
+
     def on_end(self, error: Exception) -> None:
         """No more will come: the broker cancelled it, or the channel is gone."""
         ...
@@ -114,6 +118,9 @@ class _Requeuer:
     ) -> None:
         if not self.no_ack and self._wire.is_open:
             self._wire.requeue(delivery_tag)
+
+    def on_abandoned(self) -> None:
+        """Nobody is left to be told."""
 
     def on_end(self, error: Exception) -> None:
         """Nobody is left to be told."""
@@ -164,8 +171,7 @@ class WireChannel:
         self._close_ok: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
-        state = "open" if self.is_open else "closed"
-        return f"<WireChannel {self.number} {state} on {self.transport!r}>"
+        return f"<channel {self.number} of {self.transport!r}>"
 
     @classmethod
     async def open(
@@ -479,8 +485,10 @@ class WireChannel:
         try:
             ok: Basic.ConsumeOk = await self.call(method, timeout, on_late=undo)
         except (TimeoutError, asyncio.CancelledError):
-            if tag in self._consumers:
+            # Undone already, if its reply came just before the caller went.
+            if self._consumers.get(tag) is consumer:
                 self._set_consumer(tag, _Requeuer(self, no_ack))
+            consumer.on_abandoned()
             raise
         except BaseException:
             self._remove_consumer(tag)
@@ -496,20 +504,26 @@ class WireChannel:
             self._abandon_consumer(consumer_tag)
             return None
         method = make(Basic.Cancel, consumer_tag=consumer_tag)
-        ok: Basic.CancelOk = await self.call(method, timeout, on_reply=self._on_cancelled)
+        ok: Basic.CancelOk = await self.call(method, timeout, on_reply=self._when_cancelled(consumer_tag))
         return ok
 
-    def _on_cancelled(self, method: Frame) -> None:
-        """``basic.cancel-ok``: no more deliveries come."""
-        assert isinstance(method, Basic.CancelOk)
-        self._remove_consumer((method.consumer_tag or "").encode("utf-8", "surrogateescape"))
+    def _when_cancelled(self, consumer_tag: str) -> Callable[[Frame], None]:
+        """What to do on ``basic.cancel-ok``: no more deliveries come to the consumer that has the tag now."""
+        tag = consumer_tag.encode("utf-8", "surrogateescape")
+        consumer = self._consumers.get(tag)
+
+        def remove(_: Frame) -> None:
+            if self._consumers.get(tag) is consumer:
+                self._remove_consumer(tag)
+
+        return remove
 
     def _abandon_consumer(self, consumer_tag: str) -> None:
         """Cancel a consumer whose owner has gone; until the reply, what comes is requeued."""
         tag = consumer_tag.encode("utf-8", "surrogateescape")
         if (consumer := self._consumers.get(tag)) is not None:
             self._set_consumer(tag, _Requeuer(self, consumer.no_ack))
-        self._request(make(Basic.Cancel, consumer_tag=consumer_tag), on_reply=self._on_cancelled)
+        self._request(make(Basic.Cancel, consumer_tag=consumer_tag), on_reply=self._when_cancelled(consumer_tag))
 
     def begin_close(self) -> None:
         """Refuse calls and publishes and drop what is still delivered: the channel is about to be closed."""

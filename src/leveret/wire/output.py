@@ -8,6 +8,7 @@ calls and heartbeats always go out.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -19,6 +20,9 @@ _FLUSH_AT = 65_536
 
 class Output:
     """The writing half of one connection.
+
+    Args:
+        timeout: seconds that waiting for the socket may take.
 
     Attributes:
         is_held: whether publishes must wait; see :meth:`when_released`.
@@ -36,11 +40,13 @@ class Output:
         "_paused",
         "_size",
         "_socket",
+        "_timeout",
         "has_written",
         "is_held",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
         self.is_held = False
         self.has_written = False
         self._loop = asyncio.get_running_loop()
@@ -125,12 +131,21 @@ class Output:
                 waiter.set_result(None)
 
     def drain(self) -> Coroutine[Any, Any, None]:
-        """Done at once, or when a full socket buffer has emptied."""
+        """Done at once, or when a full socket buffer has emptied, or when that takes too long."""
         if not self._paused:
             return DONE
         waiter: Outcome[None] = Outcome(loop=self._loop)
         self._drained.append(waiter)
+        if self._timeout != math.inf:
+            timer = self._loop.call_later(self._timeout, self._stop_waiting, waiter)
+            waiter.add_done_callback(lambda _: timer.cancel())
         return waiter
+
+    def _stop_waiting(self, waiter: Outcome[None]) -> None:
+        # No failure: what it waited behind takes effect as soon as the socket has room again.
+        if not waiter.done():
+            self._drained.remove(waiter)
+            waiter.set_result(None)
 
     def hold(self, holder: object) -> None:
         """Hold publishes until *holder* (the socket, the broker, a channel) releases them."""

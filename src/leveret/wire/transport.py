@@ -98,7 +98,7 @@ class Transport(asyncio.BufferedProtocol):
         self.state = State.CONNECTING
         self.error: Exception | None = None
         self.blocked: str | None = None
-        self.output = Output()
+        self.output = Output(parameters.operation_timeout)
         self.channels: dict[int, TransportChannel] = {}
         self._loop = asyncio.get_running_loop()
         self._on_lost = on_lost
@@ -513,7 +513,11 @@ class Transport(asyncio.BufferedProtocol):
                 _log.info("%r: no close-ok in time%s; aborting", self, self.blocked_hint())
             finally:
                 self.abort(error)
-        await self._disconnect()
+        timer = self._loop.call_at(deadline, self._abort)
+        try:
+            await self._disconnect()
+        finally:
+            timer.cancel()
 
     async def closed(self, deadline: float) -> None:
         """Wait until it is closed, but not beyond *deadline* in event loop time."""
