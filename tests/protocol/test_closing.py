@@ -621,3 +621,12 @@ async def test_an_iterator_raises_what_the_broker_said() -> None:
         await link.session.expect(CloseOk)
         with pytest.raises(ChannelClosed, match="timeout"):
             await within(waiting)
+
+
+async def test_ready_ends_when_the_connection_is_closed_before_it_was_open() -> None:
+    connection = Connection("amqp://localhost/")
+    waiter = asyncio.ensure_future(connection.ready())
+    await turns()
+    await within(connection.close())
+    with pytest.raises(ConnectionClosed):
+        await within(waiter)

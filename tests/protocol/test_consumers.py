@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import sys
 import traceback
 from typing import Any
 
@@ -751,3 +752,26 @@ async def test_no_ack_deliveries_need_no_settling() -> None:
         with pytest.raises(TypeError):
             await got[0].ack()
         assert await link.fence() == []
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with 3.12")
+async def test_callbacks_run_under_an_eager_task_factory() -> None:
+    seen: list[bytes] = []
+
+    async def callback(message: IncomingMessage) -> None:
+        seen.append(message.body)
+        await asyncio.sleep(0)
+
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    await run_callback(callback, 3, done=lambda: len(seen) == 3)
+    assert seen == [b"1", b"2", b"3"]
+
+
+async def test_a_callback_that_a_foreign_cancellation_ends_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    async def callback(message: IncomingMessage) -> None:
+        await asyncio.sleep(0)
+        foreign: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        foreign.cancel()
+        await foreign
+
+    await run_callback(callback, 1, done=lambda: "failed on delivery 1" in caplog.text)

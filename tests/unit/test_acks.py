@@ -1,0 +1,52 @@
+"""Which acks are saved up, and what is known to be settled."""
+
+from __future__ import annotations
+
+import pytest
+
+from leveret.exceptions import MessageProcessError
+from leveret.wire.acks import Acks
+
+
+def test_acks_in_order_are_saved_up_and_the_last_one_is_due():
+    acks = Acks()
+    assert all(acks.save_up(tag) for tag in (1, 2, 3))
+    assert (acks.take_due(), acks.take_due()) == (3, 0)
+
+
+def test_an_ack_out_of_order_is_written_by_itself_and_the_count_catches_up():
+    acks = Acks()
+    assert not acks.save_up(2)
+    acks.note(2, multiple=False)
+    assert acks.save_up(1)
+    assert acks.take_due() == 1  # not 2, which the broker has seen settled
+    assert acks.save_up(3)
+
+
+def test_what_a_multiple_settled_is_refused():
+    acks = Acks()
+    acks.note(5, multiple=True)
+    for tag in (1, 5):
+        with pytest.raises(MessageProcessError):
+            acks.check(tag)
+    acks.check(6)
+
+
+def test_after_a_rollback_no_ack_covers_another():
+    acks = Acks()
+    assert acks.save_up(1)
+    acks.take_due()
+    acks.stop_counting()
+    assert not acks.save_up(2)
+    acks.note(2, multiple=False)
+    assert not acks.save_up(3)
+
+
+def test_a_tag_that_is_never_settled_costs_bounded_memory_and_a_multiple_begins_anew():
+    acks = Acks()
+    for tag in range(2, 10_000):
+        assert not acks.save_up(tag)
+        acks.note(tag, multiple=False)
+    assert len(acks._ahead) < 5_000
+    acks.note(20_000, multiple=True)
+    assert acks.save_up(20_001)
