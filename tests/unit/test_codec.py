@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 import time
 import tracemalloc
 
@@ -415,11 +416,11 @@ def test_120_000_voids_in_the_headers_decode_in_30_milliseconds():
     raw = b"\x20\x00" + struct.pack(">I", len(table)) + table
 
     def seconds() -> float:
-        began = time.perf_counter()
+        began = time.process_time()
         assert decode_properties(raw).error is None
-        return time.perf_counter() - began
+        return time.process_time() - began
 
-    assert min(seconds() for _ in range(5)) < 0.03
+    assert min(seconds() for _ in range(5)) < (0.1 if sys.flags.dev_mode else 0.03)  # -X dev checks every allocation
 
 
 # ------------------------------------------------------------------------------------------------------ publishing
