@@ -34,12 +34,6 @@ async def connection(node: Node) -> AsyncIterator[Connection]:
         yield connection
 
 
-@pytest.fixture
-async def channel(connection: Connection) -> AsyncIterator[Channel]:
-    async with connection.channel() as channel:
-        yield channel
-
-
 @contextlib.asynccontextmanager
 async def memory_alarm(node: Node) -> AsyncIterator[None]:
     set_watermark = "vm_memory_monitor set_vm_memory_high_watermark [{}]"

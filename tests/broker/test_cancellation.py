@@ -17,26 +17,7 @@ from tests.broker.test_helpers import consumers, drain, eventually, fill, holds
 from tests.support.proxy import FaultProxy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from leveret import Queue
-
-
-@pytest.fixture
-async def connection(amqp_url: str) -> AsyncIterator[Connection]:
-    async with await connect(amqp_url) as connection:
-        yield connection
-
-
-@pytest.fixture
-async def channel(connection: Connection) -> AsyncIterator[Channel]:
-    async with connection.channel() as channel:
-        yield channel
-
-
-@pytest.fixture
-async def queue(channel: Channel) -> Queue:
-    return await channel.declare_queue(exclusive=True)
 
 
 async def cancelled(call: Any, turns: int = 1) -> Any:

@@ -19,15 +19,7 @@ from leveret.exceptions import (
 from tests.broker.test_helpers import consumers, drain, eventually, fill
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from tests.support.node import Node
-
-
-@pytest.fixture
-async def connection(amqp_url: str) -> AsyncIterator[Connection]:
-    async with await connect(amqp_url) as connection:
-        yield connection
 
 
 async def test_a_channel_opens_by_await_and_by_async_with(connection: Connection) -> None:

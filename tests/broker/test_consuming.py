@@ -24,30 +24,13 @@ from leveret.exceptions import (
 from tests.broker.test_helpers import consumers, drain, eventually, fill, holds
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from leveret import Queue
     from tests.support.brokers import RemoteBroker
     from tests.support.node import Node
 
 Received = asyncio.Queue[IncomingMessage]
-
-
-@pytest.fixture
-async def connection(amqp_url: str) -> AsyncIterator[Connection]:
-    async with await connect(amqp_url) as connection:
-        yield connection
-
-
-@pytest.fixture
-async def channel(connection: Connection) -> AsyncIterator[Channel]:
-    async with connection.channel() as channel:
-        yield channel
-
-
-@pytest.fixture
-async def queue(channel: Channel) -> Queue:
-    return await channel.declare_queue(exclusive=True)
 
 
 @pytest.fixture

@@ -23,21 +23,9 @@ from leveret.exceptions import (
 from tests.broker.test_helpers import drain, eventually, fill, holds
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
 
     from tests.support.node import Node
-
-
-@pytest.fixture
-async def connection(amqp_url: str) -> AsyncIterator[Connection]:
-    async with await connect(amqp_url) as connection:
-        yield connection
-
-
-@pytest.fixture
-async def channel(connection: Connection) -> AsyncIterator[Channel]:
-    async with connection.channel() as channel:
-        yield channel
 
 
 # -------------------------------------------------------------------------------------------------- exchanges

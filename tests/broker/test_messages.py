@@ -16,29 +16,10 @@ from tests.broker.test_helpers import drain, fill, holds
 from tests.support.proxy import FaultProxy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from leveret import IncomingMessage, Queue
 
 UTC = datetime.UTC
 NOON = datetime.datetime(2024, 2, 29, 12, 0, 1, tzinfo=UTC)
-
-
-@pytest.fixture
-async def connection(amqp_url: str) -> AsyncIterator[Connection]:
-    async with await connect(amqp_url) as connection:
-        yield connection
-
-
-@pytest.fixture
-async def channel(connection: Connection) -> AsyncIterator[Channel]:
-    async with connection.channel() as channel:
-        yield channel
-
-
-@pytest.fixture
-async def queue(channel: Channel) -> Queue:
-    return await channel.declare_queue(exclusive=True)
 
 
 # -------------------------------------------------------------------------------------------------- round trip

@@ -23,29 +23,12 @@ from leveret.exceptions import (
 from tests.broker.test_helpers import drain, holds
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
 
     from leveret import Queue
     from tests.support.node import Node
 
 FRAME_MAX = 131_072
-
-
-@pytest.fixture
-async def connection(amqp_url: str) -> AsyncIterator[Connection]:
-    async with await connect(amqp_url) as connection:
-        yield connection
-
-
-@pytest.fixture
-async def channel(connection: Connection) -> AsyncIterator[Channel]:
-    async with connection.channel() as channel:
-        yield channel
-
-
-@pytest.fixture
-async def queue(channel: Channel) -> Queue:
-    return await channel.declare_queue(exclusive=True)
 
 
 # --------------------------------------------------------------------------------------------------- outcomes

@@ -22,11 +22,6 @@ async def channel(amqp_url: str) -> AsyncIterator[Channel]:
         yield channel
 
 
-@pytest.fixture
-async def queue(channel: Channel) -> Queue:
-    return await channel.declare_queue(exclusive=True)
-
-
 async def fail_in_a_transaction(channel: Channel, queue: Queue, *, close: bool = False) -> None:
     async with channel.transaction():
         await fill(channel, queue, [b"lost"])

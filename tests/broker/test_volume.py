@@ -24,12 +24,6 @@ async def connection(amqp_url: str) -> AsyncIterator[Connection]:
 
 
 @pytest.fixture
-async def channel(connection: Connection) -> AsyncIterator[Channel]:
-    async with connection.channel() as channel:
-        yield channel
-
-
-@pytest.fixture
 def count(broker_version: str) -> int:
     """The full number with the newest broker only."""
     return 100_000 if broker_version == "4.3" else 10_000

@@ -14,7 +14,6 @@ method of the channel. Publishes do not wait for it: what a handler publishes go
 from __future__ import annotations
 
 import asyncio
-import math
 import struct
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple, Protocol
@@ -57,6 +56,7 @@ from leveret.wire.codec import (
     encode_ack,
     encode_nack,
     encode_reject,
+    encode_tag,
 )
 from leveret.wire.content import Content, ContentAssembler
 from leveret.wire.methods import decode_method, make
@@ -252,7 +252,7 @@ class WireChannel:
             raise ChannelInvalidStateError(f"channel {self.number} is being closed")
         reply = self._request(method, on_reply, on_late)
         try:
-            async with asyncio.timeout(None if timeout == math.inf else timeout):
+            async with asyncio.timeout(timeout):
                 return await reply
         except (TimeoutError, asyncio.CancelledError) as exc:
             came = reply.done() and not reply.cancelled() and reply.exception() is None
@@ -403,7 +403,6 @@ class WireChannel:
             if nothing_due:
                 self._output.before_flush(self._write_due_ack)
         else:
-            self._acks.check(delivery_tag)
             self._settle(delivery_tag, multiple, encode_ack(self.number, delivery_tag, multiple))
         return self._output.drain()
 
@@ -411,7 +410,6 @@ class WireChannel:
         """``basic.nack``; raises as :meth:`ack` does."""
         if self.error is not None:
             raise self._lost()
-        self._acks.check(delivery_tag)
         self._settle(delivery_tag, multiple, encode_nack(self.number, delivery_tag, multiple, requeue))
         return self._output.drain()
 
@@ -419,7 +417,6 @@ class WireChannel:
         """``basic.reject``; raises as :meth:`ack` does."""
         if self.error is not None:
             raise self._lost()
-        self._acks.check(delivery_tag)
         self._settle(delivery_tag, False, encode_reject(self.number, delivery_tag, requeue))
         return self._output.drain()
 
@@ -431,6 +428,8 @@ class WireChannel:
             _ = self.reject(delivery_tag, requeue=True)
 
     def _settle(self, delivery_tag: int, multiple: bool, data: bytes) -> None:
+        """Write *data*, which settles *delivery_tag*, unless that was settled before."""
+        self._acks.check(delivery_tag)
         self._write_due_ack()
         self._output.write(data)
         self._acks.note(delivery_tag, multiple)
@@ -466,7 +465,7 @@ class WireChannel:
             DuplicateConsumerTag: the channel has that tag; the broker would close the connection (530).
         """
         self.check_open()
-        tag = consumer_tag.encode("utf-8", "surrogateescape")
+        tag = encode_tag(consumer_tag)
         if tag in self._consumers:
             raise DuplicateConsumerTag(f"channel {self.number} has a consumer tagged {consumer_tag!r} already")
         method = make(
@@ -509,7 +508,7 @@ class WireChannel:
 
     def _when_cancelled(self, consumer_tag: str) -> Callable[[Frame], None]:
         """What to do on ``basic.cancel-ok``: no more deliveries come to the consumer that has the tag now."""
-        tag = consumer_tag.encode("utf-8", "surrogateescape")
+        tag = encode_tag(consumer_tag)
         consumer = self._consumers.get(tag)
 
         def remove(_: Frame) -> None:
@@ -520,7 +519,7 @@ class WireChannel:
 
     def _abandon_consumer(self, consumer_tag: str) -> None:
         """Cancel a consumer whose owner has gone; until the reply, what comes is requeued."""
-        tag = consumer_tag.encode("utf-8", "surrogateescape")
+        tag = encode_tag(consumer_tag)
         if (consumer := self._consumers.get(tag)) is not None:
             self._set_consumer(tag, _Requeuer(self, consumer.no_ack))
         self._request(make(Basic.Cancel, consumer_tag=consumer_tag), on_reply=self._when_cancelled(consumer_tag))
@@ -546,7 +545,7 @@ class WireChannel:
 
     def _on_broker_cancel(self, method: Basic.Cancel) -> None:
         consumer_tag = method.consumer_tag or ""
-        consumer = self._remove_consumer(consumer_tag.encode("utf-8", "surrogateescape"))
+        consumer = self._remove_consumer(encode_tag(consumer_tag))
         if self.transport.server_supports("accept_consumer_cancel_ok"):  # whatever nowait says: it is always set
             self.send(make(Basic.CancelOk, consumer_tag=consumer_tag))
         if consumer is not None:

@@ -90,6 +90,11 @@ def encode_shortstr(value: str, what: str) -> bytes:
     return bytes((len(data),)) + data
 
 
+def encode_tag(consumer_tag: str) -> bytes:
+    """*consumer_tag* as it stands in a delivery; bad UTF-8 as in :func:`encode_shortstr`."""
+    return consumer_tag.encode("utf-8", "surrogateescape")
+
+
 def decode_route(route: bytes) -> tuple[str, str]:
     """Exchange and routing key of the two short strings in *route*."""
     key = 1 + route[0]

@@ -23,7 +23,7 @@ from pamqp.base import Frame
 from pamqp.commands import INDEX_MAPPING
 
 from leveret.exceptions import MessageDecodeError, ProtocolError
-from leveret.wire.codec import FRAME_END, METHOD, encode_shortstr
+from leveret.wire.codec import METHOD, encode_frame, encode_shortstr
 from leveret.wire.tables import decode_table, encode_table
 
 if TYPE_CHECKING:
@@ -103,8 +103,6 @@ _FIELDS = {command: _fields(command) for command in _COMMANDS.values()}
 _Writer: TypeAlias = Callable[[Any, str], bytes]
 """(value, what an error calls it) → bytes."""
 
-_pack_head = Struct(">BHII").pack
-
 
 def encode_method(channel: int, method: Frame) -> bytes:
     """The complete frame of *method*.
@@ -112,14 +110,13 @@ def encode_method(channel: int, method: Frame) -> bytes:
     Raises:
         TypeError, ValueError: an argument that AMQP cannot carry; names it and the method.
     """
-    parts: list[bytes] = []
+    parts: list[bytes] = [method.index.to_bytes(4, "big")]
     for names, amqp_type in _FIELDS[type(method)]:
         if amqp_type == "bit":
             parts.append(_write_bits(method, names))
         else:
             parts.append(_WRITERS[amqp_type](getattr(method, names[0]), f"{method.name} {names[0]}"))
-    arguments = b"".join(parts)
-    return _pack_head(METHOD, channel, 4 + len(arguments), method.index) + arguments + FRAME_END
+    return encode_frame(METHOD, channel, b"".join(parts))
 
 
 def _write_bits(method: Frame, names: tuple[str, ...]) -> bytes:
