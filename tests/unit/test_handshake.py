@@ -407,6 +407,12 @@ def test_lost_before_start_on_the_port_of_tls():
     assert "use amqps://" not in str(before_start(port=5671, ssl=True).lost(None))
 
 
+def test_lost_before_start_after_tls_may_be_the_clients_certificate():
+    """What the socket says of it may be a TLS alert, a reset or nothing: the alert races with the close."""
+    assert "TLS 1.3" in str(before_start(port=5671, ssl=True).lost(None))
+    assert "TLS" not in str(before_start(port=5672).lost(None))
+
+
 def test_lost_during_the_login():
     lost = before_tune(login="joe", virtualhost="shop").lost(None)
     assert isinstance(lost, ProbableAuthenticationError)

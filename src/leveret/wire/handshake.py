@@ -244,9 +244,8 @@ class Handshake:
             error: what the socket says; None for an end of file. It becomes the cause.
         """
         if self._expected is Connection.Start:
-            tls = " Port 5671 usually speaks TLS: use amqps://." if self._speaks_plain_to_tls_port else ""
             lost = AMQPConnectionError(
-                f"{self._peer} closed the connection before it said a word: is that an AMQP port?{tls}"
+                f"{self._peer} closed the connection before it said a word: is that an AMQP port?{self._tls_advice}"
             )
         elif self._expected is Connection.Tune:
             lost = ProbableAuthenticationError(
@@ -260,6 +259,12 @@ class Handshake:
             )
         lost.__cause__ = error
         return lost
+
+    @property
+    def _tls_advice(self) -> str:
+        if self._parameters.ssl:  # since TLS 1.3 the server looks at it when the client thinks that all is done
+            return " It may not accept the client's certificate, which TLS 1.3 tells after its handshake."
+        return " Port 5671 usually speaks TLS: use amqps://." if self._speaks_plain_to_tls_port else ""
 
     @property
     def _speaks_plain_to_tls_port(self) -> bool:
