@@ -6,11 +6,16 @@ from leveret.callbacks import CallbackCollection
 from leveret.channel import Channel
 from leveret.connection import Connection, connect
 from leveret.consumer import QueueIterator
+from leveret.credentials import Credentials
 from leveret.exceptions import AMQPException, MessageProcessError
 from leveret.exchange import Exchange
+from leveret.lifecycle import ConnectionState, Health
 from leveret.log import logger
 from leveret.message import IncomingMessage, Message, ReturnedMessage
 from leveret.queue import Queue
+from leveret.retry import RetryPolicy
+from leveret.robust import RobustConnection, connect_robust
+from leveret.robust_channel import RobustChannel, RobustExchange, RobustQueue
 from leveret.transaction import Transaction
 from leveret.types import DeliveryMode, ExchangeType
 
@@ -19,18 +24,27 @@ __all__ = [
     "CallbackCollection",
     "Channel",
     "Connection",
+    "ConnectionState",
+    "Credentials",
     "DeliveryMode",
     "Exchange",
     "ExchangeType",
+    "Health",
     "IncomingMessage",
     "Message",
     "MessageProcessError",
     "Queue",
     "QueueIterator",
+    "RetryPolicy",
     "ReturnedMessage",
+    "RobustChannel",
+    "RobustConnection",
+    "RobustExchange",
+    "RobustQueue",
     "Transaction",
     "__version__",
     "connect",
+    "connect_robust",
     "exceptions",
     "logger",
 ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import secrets
-from collections.abc import Generator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pamqp.base import Frame
@@ -14,18 +16,26 @@ from pamqp.commands import Exchange as ExchangeMethods
 from pamqp.commands import Queue as QueueMethods
 
 from leveret.callbacks import CallbackCollection
-from leveret.exceptions import ChannelInvalidStateError, ConsumerCancelled
+from leveret.consumer import Attach, OnCancelled
+from leveret.exceptions import ChannelClosed, ChannelInvalidStateError, ConsumerCancelled
 from leveret.exchange import Exchange
+from leveret.log import get_logger, printable
 from leveret.message import ReturnedMessage
 from leveret.queue import Queue
+from leveret.records import ConsumerRecord, Key, QosRecord, Record, exchange_key, queue_key
 from leveret.transaction import Transaction
 from leveret.types import Arguments, ExchangeType, TimeoutType
-from leveret.wire.channel import WireChannel
+from leveret.wire.channel import WireChannel, WireConsumer
 from leveret.wire.codec import Return
 from leveret.wire.methods import make
+from leveret.wire.publisher import Publish
 
 if TYPE_CHECKING:
     from leveret.connection import Connection
+
+_log = get_logger(__name__)
+
+_keys = itertools.count(1)
 
 CLOSE_TIMEOUT = 10
 """Seconds that closing may take by default."""
@@ -47,6 +57,9 @@ class Channel:
         consumer_cancelled_callbacks: called with (channel, :class:`~leveret.exceptions.ConsumerCancelled`) when the
             broker cancels a callback consumer.
         default_exchange: routes to the queue named by the routing key.
+        key: tells it from the other channels of this process, in records of what was declared and consumed.
+        handler_tasks: callbacks that run.
+        write_publish: how exchanges publish on it, for as long as it is as it is now.
 
     https://www.rabbitmq.com/docs/channels
     """
@@ -69,6 +82,8 @@ class Channel:
         self.return_callbacks: CallbackCollection[Channel, [ReturnedMessage]] = CallbackCollection(self)
         self.consumer_cancelled_callbacks: CallbackCollection[Channel, [ConsumerCancelled]] = CallbackCollection(self)
         self.default_exchange = self.EXCHANGE_CLASS(self, "", durable=True)
+        self.key = next(_keys)
+        self.write_publish: Callable[..., Coroutine[Any, Any, Any]] = self._refuse_publish
         self.handler_tasks: set[asyncio.Task[None]] = set()
         self._connection = connection
         self._requested_number = channel_number
@@ -131,6 +146,7 @@ class Channel:
             )
         finally:
             self._opening = False
+        self.write_publish = self._wire.publish
         if self._closed.done():
             self._closed = asyncio.get_running_loop().create_future()
         self._connection.adopt(self)
@@ -188,6 +204,16 @@ class Channel:
         """Whether it is closed, or not yet opened."""
         return self._wire is None or not self._wire.is_open
 
+    @property
+    def is_live(self) -> bool:
+        """Whether what is sent on it goes out now."""
+        return not self.is_closed
+
+    @property
+    def unconfirmed_too_long(self) -> int:
+        """How many publishes were given up on whose confirm may still come."""
+        return 0 if self._wire is None or not self._wire.is_open else self._wire.publisher.unconfirmed_too_long
+
     def closed(self) -> asyncio.Future[bool]:
         """A future that is True once the channel is closed, by whomever."""
         return asyncio.shield(self._closed)
@@ -205,9 +231,35 @@ class Channel:
         self.return_callbacks(message)
         return message
 
+    def take_back(self, publish: Publish, error: Exception) -> bool:
+        """Whether *publish*, which the channel was lost with, is sent again: not on a channel that stays closed."""
+        return False
+
+    def keeps_consumer(self, consumer_tag: str, error: Exception) -> bool:
+        """Whether the consumer, which *error* ended, will be back: not on a channel that stays closed."""
+        return False
+
+    def on_consumer_cancelled(self, consumer_tag: str, on_cancelled: OnCancelled, error: ConsumerCancelled) -> None:
+        """The broker cancelled a callback consumer."""
+        if self.keeps_consumer(consumer_tag, error):
+            return
+        _log.warning("%s", printable(str(error)))
+        if on_cancelled != "stop":
+            self.consumer_cancelled_callbacks(error)
+
     def on_wire_lost(self, wire: WireChannel, error: Exception) -> None:
         """The channel was closed, by this side, by the broker, or with its connection."""
-        if wire is self._wire and not self._closed.done():
+        if wire is self._wire:
+            self._log_loss(error)
+            self._end(error)
+
+    def _log_loss(self, error: Exception) -> None:
+        if isinstance(error, ChannelClosed) and error.by_broker:
+            _log.warning("%r was closed by the broker: %s", self, printable(error.reply_text))
+
+    def _end(self, error: Exception) -> None:
+        """It is closed, and stays so unless somebody opens it again."""
+        if not self._closed.done():
             self._closed.set_result(True)
             for task in self.handler_tasks:
                 task.add_done_callback(self._on_last_handlers)
@@ -233,6 +285,25 @@ class Channel:
             raise ChannelInvalidStateError("the channel was not opened: await it, or use it with async with")
         return wire
 
+    async def live_wire(self, seconds: float) -> tuple[WireChannel, float]:
+        """The channel below, and how many of *seconds* are left; here it is what there is, open or not.
+
+        Raises:
+            ChannelInvalidStateError: the channel was never opened.
+        """
+        return self.wire, seconds
+
+    def _refuse_publish(self, *_: object) -> Coroutine[Any, Any, Any]:
+        raise ChannelInvalidStateError("the channel was not opened: await it, or use it with async with")
+
+    def remember(self, record: Record) -> None:
+        """*record* is true now, and the user wants it to stay so; a plain channel keeps no records."""
+
+    @contextlib.contextmanager
+    def forgetting(self, key: Key) -> Iterator[None]:
+        """The record of that identity is no longer true, unless the block raises; a plain channel keeps no records."""
+        yield
+
     def seconds(self, timeout: TimeoutType) -> float:
         """*timeout*, or the connection's ``operation_timeout`` for None."""
         return self._connection.operation_timeout if timeout is None else timeout
@@ -240,6 +311,10 @@ class Channel:
     def new_consumer_tag(self) -> str:
         """A consumer tag that nobody else has."""
         return f"ctag{self.number}.{secrets.token_hex(16)}"
+
+    def new_queue_name(self) -> str:
+        """The name of a queue that was given none; "" leaves it to the broker."""
+        return ""
 
     async def call(self, method: Frame, timeout: TimeoutType) -> Any:
         """Send *method* and wait for its reply.
@@ -250,7 +325,8 @@ class Channel:
             TimeoutError: no answer in time; the channel stays usable, and the late reply is swallowed.
             ValueError: a name of more than 255 bytes.
         """
-        return await self.wire.call(method, self.seconds(timeout))
+        wire, seconds = await self.live_wire(self.seconds(timeout))
+        return await wire.call(method, seconds)
 
     async def call_after_publishes(self, method: Frame, timeout: TimeoutType) -> Any:
         """The same, after the publishes that are held back now.
@@ -266,16 +342,46 @@ class Channel:
         return await self.wire.call(method, max(0.0, deadline - loop.time()))
 
     async def call_or_send(self, method: Any, timeout: TimeoutType) -> Any:
-        """The same, but do not wait where *method* says ``nowait``.
+        """The same, but do not wait for the reply where *method* says ``nowait``.
 
         Raises:
             ChannelInvalidStateError, ChannelClosed, ConnectionClosed, TimeoutError, ValueError: as :meth:`call`. With
                 ``nowait`` a refusal closes the channel, and later calls tell.
         """
         if method.nowait:
-            self.wire.send(method)
+            wire, _ = await self.live_wire(self.seconds(timeout))
+            wire.send(method)
             return None
         return await self.call(method, timeout)
+
+    async def subscribe(
+        self, record: ConsumerRecord, attach: Attach, timeout: TimeoutType, *, on_cancelled: OnCancelled, robust: bool
+    ) -> None:
+        """Start a consumer.
+
+        Args:
+            record: what is consumed, and how.
+            attach: makes the consumer for a wire.
+            timeout: seconds; None for the connection's ``operation_timeout``.
+            on_cancelled: what happens when the broker cancels it, where the channel recovers.
+            robust: whether it comes back with the channel, where that recovers.
+
+        Raises:
+            DuplicateConsumerTag: the channel has that tag.
+            ChannelInvalidStateError, ChannelClosed, ConnectionClosed, TimeoutError, ValueError: as :meth:`call`.
+        """
+        wire, seconds = await self.live_wire(self.seconds(timeout))
+        await consume(wire, record, attach(wire, record.consumer_tag), seconds)
+
+    async def unsubscribe(
+        self, consumer_tag: str, timeout: TimeoutType, *, nowait: bool = False
+    ) -> Basic.CancelOk | None:
+        """Stop a consumer.
+
+        Raises:
+            ChannelInvalidStateError, ChannelClosed, ConnectionClosed, TimeoutError, ValueError: as :meth:`call`.
+        """
+        return await self.wire.cancel(consumer_tag, self.seconds(timeout), nowait=nowait)
 
     # --------------------------------------------------------------------------------------------- declaring
 
@@ -283,13 +389,13 @@ class Channel:
         self,
         name: str,
         type: ExchangeType | str = ExchangeType.DIRECT,
-        *,
         durable: bool = False,
         auto_delete: bool = False,
         internal: bool = False,
         passive: bool = False,
         arguments: Arguments = None,
         timeout: TimeoutType = None,
+        robust: bool = True,
     ) -> Exchange:
         """Create the exchange if there is none (``exchange.declare``).
 
@@ -303,6 +409,7 @@ class Channel:
             passive: only check that it exists.
             arguments: such as ``alternate-exchange``.
             timeout: seconds; None for the connection's ``operation_timeout``.
+            robust: declare it again after a reconnect, on a connection of :func:`~leveret.connect_robust`.
 
         Raises:
             ChannelPreconditionFailed: it exists with other properties. This closes the channel.
@@ -318,7 +425,7 @@ class Channel:
             passive=passive,
             arguments=arguments,
         )
-        await exchange.declare(timeout)
+        await exchange.declare(timeout, robust=robust)
         return exchange
 
     async def get_exchange(self, name: str, *, ensure: bool = True) -> Exchange:
@@ -346,17 +453,21 @@ class Channel:
         auto_delete: bool = False,
         arguments: Arguments = None,
         timeout: TimeoutType = None,
+        robust: bool = True,
     ) -> Queue:
         """Create the queue if there is none (``queue.declare``).
 
         Args:
-            name: at most 255 bytes; None or "" lets the broker choose one.
+            name: at most 255 bytes; "" lets the broker choose one, and None too, but on a connection of
+                :func:`~leveret.connect_robust`, where it stands for a new name that stays the same when the
+                connection is lost. The broker chooses another one then, which ``queue.name`` follows.
             durable: keep it over a restart of the broker, with its persistent messages.
             exclusive: only this connection may use it, and it goes with the connection.
             passive: only check that it exists.
             auto_delete: delete it when its last consumer goes.
             arguments: such as ``x-queue-type``, ``x-message-ttl``, ``x-dead-letter-exchange``.
             timeout: seconds; None for the connection's ``operation_timeout``.
+            robust: declare it again after a reconnect, on a connection of :func:`~leveret.connect_robust`.
 
         Raises:
             ChannelPreconditionFailed: it exists with other properties. This closes the channel.
@@ -365,8 +476,9 @@ class Channel:
 
         https://www.rabbitmq.com/docs/queues
         """
-        queue = self.QUEUE_CLASS(self, name, durable, exclusive, auto_delete, arguments, passive)
-        await queue.declare(timeout)
+        given = self.new_queue_name() if name is None else name
+        queue = self.QUEUE_CLASS(self, given, durable, exclusive, auto_delete, arguments, passive)
+        await queue.declare(timeout, robust=robust)
         return queue
 
     async def get_queue(self, name: str, *, ensure: bool = True) -> Queue:
@@ -404,7 +516,8 @@ class Channel:
             ValueError: a name of more than 255 bytes.
         """
         method = make(ExchangeMethods.Delete, exchange=exchange_name, if_unused=if_unused, nowait=nowait)
-        result: ExchangeMethods.DeleteOk | None = await self.call_or_send(method, timeout)
+        with self.forgetting(exchange_key(exchange_name)):
+            result: ExchangeMethods.DeleteOk | None = await self.call_or_send(method, timeout)
         return result
 
     async def queue_delete(
@@ -433,7 +546,8 @@ class Channel:
             ValueError: a name of more than 255 bytes.
         """
         method = make(QueueMethods.Delete, queue=queue_name, if_unused=if_unused, if_empty=if_empty, nowait=nowait)
-        result: QueueMethods.DeleteOk | None = await self.call_or_send(method, timeout)
+        with self.forgetting(queue_key(queue_name)):
+            result: QueueMethods.DeleteOk | None = await self.call_or_send(method, timeout)
         return result
 
     # ------------------------------------------------------------------------------------------ QoS and the rest
@@ -463,7 +577,9 @@ class Channel:
             raise ValueError("RabbitMQ does not implement prefetch_size, and would close the connection (540)")
         if not 0 <= prefetch_count <= 65_535:
             raise ValueError(f"prefetch_count must be from 0 (no limit) to 65535, not {prefetch_count}")
-        result: Basic.QosOk = await self.call(make(Basic.Qos, prefetch_count=prefetch_count, global_=global_), timeout)
+        record = QosRecord(channel=self.key, prefetch_count=prefetch_count, global_=global_)
+        result: Basic.QosOk = await self.call(record.method(), timeout)
+        self.remember(record)
         return result
 
     async def flow(self, active: bool = True) -> ChannelMethods.FlowOk:
@@ -487,3 +603,23 @@ class Channel:
         if self.publisher_confirms:
             raise RuntimeError("transactions need a channel opened with publisher_confirms=False")
         return Transaction(self)
+
+
+async def consume(
+    wire: WireChannel,
+    record: ConsumerRecord,
+    consumer: WireConsumer,
+    seconds: float,
+    *,
+    consumer_tag: str | None = None,
+) -> None:
+    """Start *consumer* on *wire* as *record* says; *consumer_tag* where the wire has to know it by another."""
+    await wire.consume(
+        record.queue,
+        consumer_tag or record.consumer_tag,
+        consumer,
+        no_ack=record.no_ack,
+        exclusive=record.exclusive,
+        arguments=record.arguments,
+        timeout=seconds,
+    )

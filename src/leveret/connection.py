@@ -14,9 +14,10 @@ from yarl import URL
 from leveret.callbacks import CallbackCollection
 from leveret.channel import CLOSE_TIMEOUT, Channel
 from leveret.exceptions import ChannelInvalidStateError, ConnectionClosed, ConnectTimeout, fresh
+from leveret.lifecycle import Health
 from leveret.log import get_logger, printable
 from leveret.types import FieldValue, SSLOptions, TimeoutType
-from leveret.url import make_url, parse_url, redact
+from leveret.url import ConnectionParameters, make_url, parse_url, redact
 from leveret.wire.methods import make
 from leveret.wire.transport import Transport
 
@@ -91,9 +92,20 @@ class Connection:
         self._connecting = True
         self._warn_of_cleartext()
         try:
+            self._transport = transport = await self._open_transport(self._parameters, timeout)
+        finally:
+            self._connecting = False
+        if self._close_called:
+            await transport.close(normal_close(), self.loop.time() + CLOSE_TIMEOUT)
+        if not transport.is_open:  # closed or lost before this task came to run again
+            raise transport.closed_error()
+        self.connected.set()
+
+    async def _open_transport(self, parameters: ConnectionParameters, timeout: TimeoutType) -> Transport:
+        try:
             async with asyncio.timeout(timeout):
-                self._transport = await Transport.connect(
-                    self._parameters,
+                return await Transport.connect(
+                    parameters,
                     on_lost=self._on_lost,
                     on_blocked=self._on_blocked,
                     client_properties=self._client_properties,
@@ -102,15 +114,7 @@ class Connection:
         except TimeoutError as exc:
             if isinstance(exc, ConnectTimeout):
                 raise
-            p = self._parameters
-            raise ConnectTimeout(f"not connected to {p.host}:{p.port} within {timeout:g} s") from None
-        finally:
-            self._connecting = False
-        if self._close_called:
-            await self._transport.close(_normal_close(), self.loop.time() + CLOSE_TIMEOUT)
-        if not self._transport.is_open:  # closed or lost before this task came to run again
-            raise self._transport.closed_error()
-        self.connected.set()
+            raise ConnectTimeout(f"not connected to {parameters.host}:{parameters.port} within {timeout:g} s") from None
 
     def _warn_of_cleartext(self) -> None:
         p = self._parameters
@@ -142,27 +146,30 @@ class Connection:
         """
         first = not self._close_called
         self._close_called = True
-        transport = self._transport
-        if transport is None:
-            self._set_closed(exc or _normal_close())
-            return
-        if not first:
-            await transport.closed(self.loop.time() + timeout)
-            return
-        error = exc if isinstance(exc, Exception) else _normal_close()
         deadline = self.loop.time() + timeout
+        error = exc if isinstance(exc, Exception) else normal_close()
+        if not first:
+            if self._transport is not None:
+                await self._transport.closed(deadline)
+            return
         channels = list(self._channels)
         try:
+            await self._before_close(deadline)
             for channel in channels:
                 channel.begin_close()
             for channel in channels:
                 await channel.end_handlers(deadline)
             for channel in channels:
                 await channel.wait_for_confirms(deadline)
-            await transport.close(error, deadline)
+            if self._transport is not None:
+                await self._transport.close(error, deadline)
         finally:
-            transport.abort(error)
+            if self._transport is not None:
+                self._transport.abort(error)
             self._set_closed(error)
+
+    async def _before_close(self, deadline: float) -> None:
+        """What has to end before the connection is closed; until *deadline* in event loop time."""
 
     def _on_lost(self, error: Exception) -> None:
         """The transport died."""
@@ -208,7 +215,7 @@ class Connection:
 
     def _error(self) -> Exception:
         error = self._transport.error if self._transport is not None else None
-        return error or _normal_close()
+        return error or normal_close()
 
     # ----------------------------------------------------------------------------------------------- channels
 
@@ -264,6 +271,20 @@ class Connection:
 
     # ------------------------------------------------------------------------------------ what the broker says
 
+    def health(self) -> Health:
+        """Whether it works, for a health check: ``"ready"``, ``"degraded"`` or ``"down"``, and why."""
+        if self.is_closed or self._transport is None:
+            return Health("down", (printable(str(self._error())),))
+        reasons = self._degraded()
+        return Health("degraded" if reasons else "ready", tuple(reasons))
+
+    def _degraded(self) -> list[str]:
+        """What is not as it should be, on a link that is there."""
+        reasons = [f"the broker blocks publishers: {printable(self.blocked)}"] if self.blocked is not None else []
+        overdue = {str(channel): channel.unconfirmed_too_long for channel in self._channels}
+        reasons += [f"channel {number}: {count} confirms are overdue" for number, count in overdue.items() if count]
+        return reasons
+
     @property
     def blocked(self) -> str | None:
         """Why the broker blocks publishers of this connection now; None if it does not.
@@ -303,7 +324,8 @@ class Connection:
         return result
 
 
-def _normal_close() -> ConnectionClosed:
+def normal_close() -> ConnectionClosed:
+    """What those who wait get when this side closes."""
     return ConnectionClosed("the connection was closed", reply_code=200, reply_text="Normal shutdown")
 
 

@@ -8,7 +8,10 @@ leak from one into another.
 
 **Iterators** hand messages out in order of arrival; a cancelled or timed-out ``__anext__`` takes none.
 
-What the broker delivered on a channel that is gone, and no handler has started on, is dropped: it comes again.
+What the broker delivered on a channel that is gone, and no handler has started on, is dropped: it comes again. What
+needs no acknowledgement (``no_ack``) is handed out all the same: it does not.
+
+On a channel that recovers, the same callback or iterator is attached to one wire after the other.
 """
 
 from __future__ import annotations
@@ -20,20 +23,27 @@ import logging
 import types
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from leveret.exceptions import ChannelInvalidStateError, Closed, ConsumerCancelled, DeliveryLost, fresh
 from leveret.log import get_logger, printable
 from leveret.message import IncomingMessage
+from leveret.records import ConsumerRecord
 from leveret.types import Arguments, TimeoutType
 
 if TYPE_CHECKING:
     from leveret.queue import Queue
-    from leveret.wire.channel import WireChannel
+    from leveret.wire.channel import WireChannel, WireConsumer
 
 _log = get_logger(__name__)
 
 ConsumerCallback = Callable[[IncomingMessage], Awaitable[object] | None]
+
+OnCancelled: TypeAlias = Literal["resubscribe", "stop", "raise"]
+"""What to do when the broker cancels a consumer."""
+
+Attach: TypeAlias = "Callable[[WireChannel, str], WireConsumer]"
+"""Makes the consumer for a wire, with the tag that it has there."""
 
 
 class CallbackConsumer:
@@ -46,6 +56,7 @@ class CallbackConsumer:
         no_ack: whether deliveries need no acknowledgement.
         tasks: keeps the running tasks; whoever owns it ends them.
         on_cancelled: called when the broker cancels the consumer.
+        context: each callback runs in a copy of it.
     """
 
     __slots__ = ("_callback", "_context", "_on_cancelled", "_queue", "_runner", "_tag", "_tasks", "_wire", "no_ack")
@@ -58,6 +69,7 @@ class CallbackConsumer:
         no_ack: bool,
         tasks: set[asyncio.Task[None]],
         on_cancelled: Callable[[ConsumerCancelled], object],
+        context: contextvars.Context,
     ) -> None:
         self.no_ack = no_ack
         self._wire = None if no_ack else wire
@@ -66,7 +78,7 @@ class CallbackConsumer:
         self._tasks = tasks
         self._on_cancelled = on_cancelled
         self._queue: deque[IncomingMessage] = deque()
-        self._context = contextvars.copy_context()
+        self._context = context
         self._runner: asyncio.Task[None] | None = None  # the one that is about to look at the queue
 
     def on_delivery(
@@ -86,9 +98,8 @@ class CallbackConsumer:
     def on_end(self, error: Exception) -> None:
         """No more will come."""
         if isinstance(error, ConsumerCancelled):
-            _log.warning("%s", printable(str(error)))
             self._on_cancelled(error)
-        else:
+        elif not self.no_ack or is_normal(error):
             self._queue.clear()
 
     def _start_runner(self) -> None:
@@ -182,6 +193,11 @@ class CallbackConsumer:
         )
 
 
+def is_normal(error: Exception | None) -> bool:
+    """Whether *error* says that this side closed on purpose."""
+    return isinstance(error, Closed) and error.is_normal
+
+
 def _give_back(messages: deque[IncomingMessage]) -> None:
     """Requeue *messages*, in their order."""
     while messages:
@@ -205,6 +221,11 @@ class QueueIterator:
         exclusive: be the queue's only consumer.
         arguments: of ``basic.consume``.
         consumer_tag: of your own choice.
+        robust: go on after a reconnect, on a connection of :func:`~leveret.connect_robust`.
+        on_cancelled: what to do when the broker cancels the consumer, because its queue was deleted, say.
+            ``"resubscribe"``, on a connection of :func:`~leveret.connect_robust`: declare the queue again if this
+            connection declared it, and go on. ``"raise"``, and every plain connection: raise ConsumerCancelled.
+            ``"stop"``: end the iteration.
         timeout: seconds for each ``__anext__``, which takes as long as it takes without; and for ``basic.consume``,
             which has the connection's ``operation_timeout`` without.
     """
@@ -220,8 +241,12 @@ class QueueIterator:
         arguments: Arguments = None,
         consumer_tag: str | None = None,
         timeout: TimeoutType = None,
+        robust: bool = True,
+        on_cancelled: OnCancelled = "resubscribe",
     ) -> None:
         self.no_ack = no_ack
+        self._robust = robust
+        self._on_cancelled: OnCancelled = on_cancelled
         self._queue = queue
         self._exclusive = exclusive
         self._arguments = arguments
@@ -231,6 +256,7 @@ class QueueIterator:
         self._arrived = asyncio.Event()
         self._wire: WireChannel | None = None
         self._consumer_tag: str | None = None
+        self._is_consuming = False
         self._tag = b""
         self._consuming: asyncio.Lock = asyncio.Lock()
         self._error: Exception | None = None
@@ -238,34 +264,39 @@ class QueueIterator:
         self._given_back = False
 
     def __repr__(self) -> str:
-        return f"<QueueIterator: queue={self._queue.name!r} consumer_tag={self._consumer_tag!r}>"
+        return f"<QueueIterator: queue={self._queue.name!r} consumer_tag={self.consumer_tag!r}>"
 
     @property
     def consumer_tag(self) -> str | None:
         """The tag; None before consuming has begun."""
-        return self._consumer_tag
+        return self._consumer_tag if self._is_consuming else None
 
     async def consume(self) -> None:
         """Begin to consume, unless it has; ``async for`` does it by itself."""
         async with self._consuming:
-            if self._consumer_tag is not None or self._closed:
+            if self._is_consuming or self._closed:
                 return
             channel = self._queue.channel
-            wire = channel.wire
             tag = self._requested_tag or channel.new_consumer_tag()
-            self._wire, self._tag = wire, tag.encode("utf-8", "surrogateescape")
-            await wire.consume(
-                self._queue.name,
-                tag,
-                self,
+            record = ConsumerRecord(
+                channel=channel.key,
+                consumer_tag=tag,
+                queue=self._queue.name,
                 no_ack=self.no_ack,
                 exclusive=self._exclusive,
                 arguments=self._arguments,
-                timeout=channel.seconds(self._timeout),
             )
             self._consumer_tag = tag
+            await channel.subscribe(
+                record, self._attach, self._timeout, on_cancelled=self._on_cancelled, robust=self._robust
+            )
+            self._is_consuming = True
             if self._closed:  # meanwhile
-                await wire.cancel(tag, self.DEFAULT_CLOSE_TIMEOUT)
+                await channel.unsubscribe(tag, self.DEFAULT_CLOSE_TIMEOUT)
+
+    def _attach(self, wire: WireChannel, wire_tag: str) -> QueueIterator:
+        self._wire, self._tag = wire, wire_tag.encode("utf-8", "surrogateescape")
+        return self
 
     def on_delivery(
         self, delivery_tag: int, redelivered: bool, route: bytes, properties: bytes, body: bytes, /
@@ -285,10 +316,15 @@ class QueueIterator:
         _give_back(self._messages)
 
     def on_end(self, error: Exception) -> None:
-        """No more will come."""
-        self._error = error
-        if not isinstance(error, ConsumerCancelled):
+        """No more will come, unless the channel has it back."""
+        if not isinstance(error, ConsumerCancelled) and (not self.no_ack or is_normal(error)):
             self._messages.clear()
+        if self._consumer_tag is not None and self._queue.channel.keeps_consumer(self._consumer_tag, error):
+            return
+        if isinstance(error, ConsumerCancelled) and self._on_cancelled == "stop":
+            _log.warning("%s", printable(str(error)))
+            self._closed = True
+        self._error = error
         self._arrived.set()
 
     def __aiter__(self) -> QueueIterator:
@@ -298,21 +334,25 @@ class QueueIterator:
         """The next message.
 
         Raises:
-            StopAsyncIteration: the iterator, its channel or the connection was closed by this side.
+            StopAsyncIteration: the iterator, its channel or the connection was closed by this side; or the broker
+                cancelled the consumer, which is to stop then.
             TimeoutError: none came within the iterator's timeout; it stays usable.
             ConsumerCancelled: the broker cancelled the consumer, and what it had delivered is handed out.
             ChannelClosed, ConnectionClosed: the channel or connection was lost.
             ChannelInvalidStateError: the channel was closed before iterating began.
 
         Cancellation: takes no message, and the iterator stays usable.
+
+        Reconnect: goes on waiting on a connection of :func:`~leveret.connect_robust`; what was delivered before and
+        not handed out is dropped, because the broker delivers it again.
         """
         if (message := self._next()) is not None:
             return message
         async with asyncio.timeout(self._timeout):
-            if self._consumer_tag is None:
+            if not self._is_consuming:
                 await self.consume()
             while (message := self._next()) is None:
-                if self._closed or (isinstance(self._error, Closed) and self._error.is_normal):
+                if self._closed or is_normal(self._error):
                     raise StopAsyncIteration
                 if self._error is not None:
                     raise fresh(self._error)
@@ -344,10 +384,10 @@ class QueueIterator:
             return
         self._closed = True
         self._arrived.set()
-        wire, tag = self._wire, self._consumer_tag
+        tag = self.consumer_tag
         try:
-            if wire is not None and tag is not None and wire.is_open and self._error is None:
-                await wire.cancel(tag, self.DEFAULT_CLOSE_TIMEOUT)
+            if tag is not None and self._error is None:
+                await self._queue.channel.unsubscribe(tag, self.DEFAULT_CLOSE_TIMEOUT)
         except (TimeoutError, ChannelInvalidStateError, Closed) as exc:
             _log.info("%r: closing: %s", self, exc)
         finally:

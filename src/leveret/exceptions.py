@@ -29,7 +29,8 @@
     │     └─ PublishUnconfirmedInTime (also a TimeoutError)
     ├─ DeliveryLost (also a ChannelInvalidStateError)
     ├─ ConsumerCancelled · MessageDecodeError · MessageTooLarge
-    └─ MessageProcessError · MethodNotImplemented · QueueEmpty (also an asyncio.QueueEmpty)
+    ├─ MessageProcessError · MethodNotImplemented · QueueEmpty (also an asyncio.QueueEmpty)
+    └─ TopologyError
 
 A mistake of the caller is a ``ValueError`` or a ``TypeError`` before a byte is written, and what took too
 long is always a ``TimeoutError`` too. Data sits on attributes; every waiter gets an exception object of its
@@ -358,6 +359,21 @@ class MethodNotImplemented(AMQPError):
 
 class QueueEmpty(AMQPError, _AsyncioQueueEmpty):
     """``queue.get()`` found no message."""
+
+
+class TopologyError(AMQPError):
+    """The broker refuses to restore something; its words are the ``__cause__``.
+
+    Attributes:
+        record: what it refuses, as it was declared.
+    """
+
+    def __init__(self, text: str, record: object = None) -> None:
+        super().__init__(text, record)
+        self.record = record
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 CONNECTION_EXCEPTIONS: tuple[type[Exception], ...] = (

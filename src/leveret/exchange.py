@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from pamqp.commands import Basic
 from pamqp.commands import Exchange as ExchangeMethods
 
+from leveret.exceptions import PublishNotSent
 from leveret.message import Message, ReturnedMessage
 from leveret.outcome import returns_awaitable
+from leveret.records import ExchangeBinding, ExchangeRecord, exchange_key
 from leveret.types import Arguments, ExchangeType, TimeoutType
 from leveret.wire.methods import make
 
@@ -53,21 +55,27 @@ class Exchange:
             f"type={self.type}, arguments={self.arguments!r}>"
         )
 
-    async def declare(self, timeout: TimeoutType = None) -> ExchangeMethods.DeclareOk:
-        """``exchange.declare``"""
-        result: ExchangeMethods.DeclareOk = await self.channel.call(
-            make(
-                ExchangeMethods.Declare,
-                exchange=self.name,
-                exchange_type=self.type,
-                passive=self.passive,
-                durable=self.durable,
-                auto_delete=self.auto_delete,
-                internal=self.internal,
-                arguments=self.arguments,
-            ),
-            timeout,
+    async def declare(self, timeout: TimeoutType = None, *, robust: bool = True) -> ExchangeMethods.DeclareOk:
+        """``exchange.declare``
+
+        Args:
+            timeout: seconds; None for the connection's ``operation_timeout``.
+            robust: declare it again after a reconnect, on a connection of :func:`~leveret.connect_robust`.
+
+        Raises:
+            ChannelClosed and others: as :meth:`Channel.declare_exchange`.
+        """
+        record = ExchangeRecord(
+            name=self.name,
+            type=self.type,
+            durable=self.durable,
+            auto_delete=self.auto_delete,
+            internal=self.internal,
+            arguments=self.arguments,
         )
+        result: ExchangeMethods.DeclareOk = await self.channel.call(record.method(passive=self.passive), timeout)
+        if robust and not self.passive:
+            self.channel.remember(record)
         return result
 
     async def bind(
@@ -77,6 +85,7 @@ class Exchange:
         *,
         arguments: Arguments = None,
         timeout: TimeoutType = None,
+        robust: bool = True,
     ) -> ExchangeMethods.BindOk:
         """Let what is published to *exchange* flow into this one (``exchange.bind``).
 
@@ -85,6 +94,7 @@ class Exchange:
             routing_key: which messages, as the source's type reads it.
             arguments: such as the headers to match.
             timeout: seconds; None for the connection's ``operation_timeout``.
+            robust: bind it again after a reconnect, on a connection of :func:`~leveret.connect_robust`.
 
         Raises:
             ChannelNotFoundEntity: one of the two does not exist. This closes the channel.
@@ -95,16 +105,10 @@ class Exchange:
 
         https://www.rabbitmq.com/docs/e2e
         """
-        result: ExchangeMethods.BindOk = await self.channel.call(
-            make(
-                ExchangeMethods.Bind,
-                destination=self.name,
-                source=exchange_name(exchange),
-                routing_key=routing_key,
-                arguments=arguments or {},
-            ),
-            timeout,
-        )
+        binding = self._binding(exchange, routing_key, arguments)
+        result: ExchangeMethods.BindOk = await self.channel.call(binding.method(), timeout)
+        if robust:
+            self.channel.remember(binding)
         return result
 
     async def unbind(
@@ -128,17 +132,15 @@ class Exchange:
             TimeoutError: no answer in time; the channel stays usable, and the late reply is swallowed.
             ValueError: a name of more than 255 bytes.
         """
-        result: ExchangeMethods.UnbindOk = await self.channel.call(
-            make(
-                ExchangeMethods.Unbind,
-                destination=self.name,
-                source=exchange_name(exchange),
-                routing_key=routing_key,
-                arguments=arguments or {},
-            ),
-            timeout,
-        )
+        binding = self._binding(exchange, routing_key, arguments)
+        with self.channel.forgetting(binding.key):
+            result: ExchangeMethods.UnbindOk = await self.channel.call(binding.undo(), timeout)
         return result
+
+    def _binding(self, source: Exchange | str, routing_key: str, arguments: Arguments) -> ExchangeBinding:
+        return ExchangeBinding(
+            destination=self.name, source=exchange_name(source), routing_key=routing_key, arguments=arguments
+        )
 
     @returns_awaitable
     def publish(
@@ -149,6 +151,8 @@ class Exchange:
         mandatory: bool = True,
         immediate: bool = False,
         timeout: TimeoutType = None,
+        wait_for_link: bool = True,
+        retry_unknown: bool = False,
     ) -> Coroutine[Any, Any, Basic.Ack | ReturnedMessage | None]:
         """Publish, and await the broker's confirmation (``basic.publish``).
 
@@ -162,6 +166,10 @@ class Exchange:
             mandatory: have the broker return the message if no queue takes it.
             immediate: must be False; RabbitMQ has no such thing.
             timeout: seconds for the whole; None for the connection's ``operation_timeout``.
+            wait_for_link: on a connection of :func:`~leveret.connect_robust` that is down, wait for it to be back;
+                False fails at once.
+            retry_unknown: on such a connection, send it again when the link dies before the confirm came. The broker
+                may then have it twice. What ends with the channel that was closed over a publish is not sent again.
 
         Returns:
             ``Basic.Ack`` when the broker took responsibility for it; the :class:`~leveret.ReturnedMessage`
@@ -172,7 +180,8 @@ class Exchange:
             MessageReturned: no queue took it, and the channel has ``on_return_raises``.
             MessageNacked: the broker refused it.
             PublishNotSent: not a byte was written (also a TimeoutError when time ran out, and
-                ConnectionBlocked while the broker blocks publishers).
+                ConnectionBlocked while the broker blocks publishers). Raised by the call itself where the link is
+                down and it does not wait for it, or too many wait already.
             PublishOutcomeUnknown: written, but the channel was lost before the confirm, or time ran out
                 (then also a TimeoutError).
             ChannelInvalidStateError: the channel is not open. This and what follows is raised by the call.
@@ -190,8 +199,11 @@ class Exchange:
             raise ValueError("RabbitMQ does not implement immediate=True, and would close the connection (540)")
         if not isinstance(message, Message):
             raise TypeError(f"publish() takes a Message, not {type(message).__name__}")
-        return self.channel.wire.publish(
-            self.name, routing_key, message.wire_properties(), message.body, mandatory, timeout
+        channel = self.channel
+        if not wait_for_link and not channel.is_live:
+            raise PublishNotSent("not sent: the channel is not open, and the publish was not to wait for it")
+        return channel.write_publish(
+            self.name, routing_key, message.wire_properties(), message.body, mandatory, timeout, retry_unknown
         )
 
     async def delete(self, if_unused: bool = False, timeout: TimeoutType = None) -> ExchangeMethods.DeleteOk:
@@ -204,9 +216,10 @@ class Exchange:
             TimeoutError: no answer in time; the channel stays usable, and the late reply is swallowed.
             ValueError: a name of more than 255 bytes.
         """
-        result: ExchangeMethods.DeleteOk = await self.channel.call(
-            make(ExchangeMethods.Delete, exchange=self.name, if_unused=if_unused), timeout
-        )
+        with self.channel.forgetting(exchange_key(self.name)):
+            result: ExchangeMethods.DeleteOk = await self.channel.call(
+                make(ExchangeMethods.Delete, exchange=self.name, if_unused=if_unused), timeout
+            )
         return result
 
 

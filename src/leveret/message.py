@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Container, Coroutine, Iterator, Mapping
 from functools import partial
 from operator import attrgetter
 from pprint import pformat
@@ -25,7 +25,7 @@ from leveret.exceptions import (
     MethodNotImplemented,
 )
 from leveret.log import get_logger
-from leveret.outcome import returns_awaitable
+from leveret.outcome import DONE, returns_awaitable
 from leveret.types import DateType, DeliveryMode, FieldValue, HeadersType, MessageInfo
 from leveret.wire.codec import Properties, decode_properties, decode_route
 
@@ -384,6 +384,11 @@ class Wire(Protocol):
     """What a message asks of the channel that brought it."""
 
     @property
+    def cancelled(self) -> Container[bytes | None]:
+        """Tags of consumers that the broker cancelled: it has taken back what they held."""
+        ...
+
+    @property
     def is_open(self) -> bool:
         """Whether acks still reach the broker."""
         ...
@@ -409,7 +414,8 @@ class IncomingMessage(Message):
     """A message that the broker delivered; settle it with :meth:`ack`, :meth:`reject`, :meth:`nack` or :meth:`process`.
 
     It belongs to the channel that brought it: when that is gone the broker redelivers the message, and settling
-    this copy raises DeliveryLost without sending anything.
+    this copy raises DeliveryLost without sending anything. When the broker cancelled the consumer that got it, the
+    broker has taken the message back (or its queue is gone), and settling it does nothing.
 
     Attributes:
         body: the payload.
@@ -526,7 +532,7 @@ class IncomingMessage(Message):
         wire = self._wire
         if self._settled or wire is None:
             raise self._cannot_settle("ack")
-        done = wire.ack(self.delivery_tag, multiple)
+        done = wire.ack(self.delivery_tag, multiple) if self._consumer_tag not in wire.cancelled else DONE
         self._settled = True
         return done
 
@@ -540,7 +546,7 @@ class IncomingMessage(Message):
         wire = self._wire
         if self._settled or wire is None:
             raise self._cannot_settle("reject")
-        done = wire.reject(self.delivery_tag, requeue)
+        done = wire.reject(self.delivery_tag, requeue) if self._consumer_tag not in wire.cancelled else DONE
         self._settled = True
         return done
 
@@ -561,7 +567,7 @@ class IncomingMessage(Message):
             raise self._cannot_settle("nack")
         if not wire.server_supports("basic.nack"):
             raise MethodNotImplemented("the broker does not know basic.nack; use reject()")
-        done = wire.nack(self.delivery_tag, multiple, requeue)
+        done = wire.nack(self.delivery_tag, multiple, requeue) if self._consumer_tag not in wire.cancelled else DONE
         self._settled = True
         return done
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextvars
+import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pamqp.commands import Basic
 from pamqp.commands import Queue as QueueMethods
 
-from leveret.consumer import CallbackConsumer, ConsumerCallback, QueueIterator
+from leveret.consumer import CallbackConsumer, ConsumerCallback, OnCancelled, QueueIterator
 from leveret.exceptions import QueueEmpty
 from leveret.exchange import Exchange, exchange_name
 from leveret.message import IncomingMessage
+from leveret.records import ConsumerRecord, QueueBinding, QueueRecord, queue_key
 from leveret.types import Arguments, ConsumerTag, TimeoutType
 from leveret.wire.methods import make
 
 if TYPE_CHECKING:
     from leveret.channel import Channel
+    from leveret.wire.channel import WireChannel
 
 
 class Queue:
@@ -66,26 +71,32 @@ class Queue:
         if self._type == "stream":
             raise ValueError(f"RabbitMQ cannot {verb} a stream, and would close the connection (540); use {instead}")
 
-    async def declare(self, timeout: TimeoutType = None) -> QueueMethods.DeclareOk:
+    async def declare(self, timeout: TimeoutType = None, *, robust: bool = True) -> QueueMethods.DeclareOk:
         """``queue.declare``; a queue without a name gets the broker's.
 
         Declaring that one again only checks that it is there: its name is the broker's to give.
+
+        Args:
+            timeout: seconds; None for the connection's ``operation_timeout``.
+            robust: declare it again after a reconnect, on a connection of :func:`~leveret.connect_robust`.
+
+        Raises:
+            ChannelClosed and others: as :meth:`Channel.declare_queue`.
         """
-        result: QueueMethods.DeclareOk = await self.channel.call(
-            make(
-                QueueMethods.Declare,
-                queue=self.name,
-                passive=self.passive or self._is_server_named,
-                durable=self.durable,
-                exclusive=self.exclusive,
-                auto_delete=self.auto_delete,
-                arguments=self.arguments or {},
-            ),
-            timeout,
+        record = QueueRecord(
+            name=self.name,
+            durable=self.durable,
+            exclusive=self.exclusive,
+            auto_delete=self.auto_delete,
+            arguments=self.arguments,
         )
+        passive = self.passive or self._is_server_named
+        result: QueueMethods.DeclareOk = await self.channel.call(record.method(passive=passive), timeout)
         self.declaration_result = result
         self._is_server_named = self._is_server_named or not self.name
         self.name = result.queue or ""
+        if robust and not passive:
+            self.channel.remember(dataclasses.replace(record, name=self.name, server_named=self._is_server_named))
         return result
 
     async def bind(
@@ -95,6 +106,7 @@ class Queue:
         *,
         arguments: Arguments = None,
         timeout: TimeoutType = None,
+        robust: bool = True,
     ) -> QueueMethods.BindOk:
         """Let what is published to *exchange* reach this queue (``queue.bind``).
 
@@ -103,6 +115,7 @@ class Queue:
             routing_key: None for the queue's name.
             arguments: such as the headers to match.
             timeout: seconds; None for the connection's ``operation_timeout``.
+            robust: bind it again after a reconnect, on a connection of :func:`~leveret.connect_robust`.
 
         Raises:
             ChannelNotFoundEntity: the exchange or the queue does not exist. This closes the channel.
@@ -111,16 +124,10 @@ class Queue:
             TimeoutError: no answer in time; the channel stays usable, and the late reply is swallowed.
             ValueError: a name of more than 255 bytes.
         """
-        result: QueueMethods.BindOk = await self.channel.call(
-            make(
-                QueueMethods.Bind,
-                queue=self.name,
-                exchange=exchange_name(exchange),
-                routing_key=self.name if routing_key is None else routing_key,
-                arguments=arguments or {},
-            ),
-            timeout,
-        )
+        binding = self._binding(exchange, routing_key, arguments)
+        result: QueueMethods.BindOk = await self.channel.call(binding.method(), timeout)
+        if robust:
+            self.channel.remember(binding)
         return result
 
     async def unbind(
@@ -144,17 +151,18 @@ class Queue:
             TimeoutError: no answer in time; the channel stays usable, and the late reply is swallowed.
             ValueError: a name of more than 255 bytes.
         """
-        result: QueueMethods.UnbindOk = await self.channel.call(
-            make(
-                QueueMethods.Unbind,
-                queue=self.name,
-                exchange=exchange_name(exchange),
-                routing_key=self.name if routing_key is None else routing_key,
-                arguments=arguments or {},
-            ),
-            timeout,
-        )
+        binding = self._binding(exchange, routing_key, arguments)
+        with self.channel.forgetting(binding.key):
+            result: QueueMethods.UnbindOk = await self.channel.call(binding.undo(), timeout)
         return result
+
+    def _binding(self, exchange: Exchange | str, routing_key: str | None, arguments: Arguments) -> QueueBinding:
+        return QueueBinding(
+            queue=self.name,
+            exchange=exchange_name(exchange),
+            routing_key=self.name if routing_key is None else routing_key,
+            arguments=arguments,
+        )
 
     async def consume(
         self,
@@ -164,13 +172,14 @@ class Queue:
         arguments: Arguments = None,
         consumer_tag: ConsumerTag | None = None,
         timeout: TimeoutType = None,
+        robust: bool = True,
+        on_cancelled: OnCancelled = "resubscribe",
     ) -> ConsumerTag:
         """Run *callback* for every message (``basic.consume``).
 
         Callbacks start in order of arrival; one that waits does not hold up the next, so the channel's
         prefetch (:meth:`Channel.set_qos`) is what bounds how many run. An exception is logged and leaves the
-        message unacknowledged, unless the callback settled it. When the broker cancels the consumer (its queue was
-        deleted, say), a warning is logged and the channel's ``consumer_cancelled_callbacks`` are called.
+        message unacknowledged, unless the callback settled it.
 
         Args:
             callback: takes an :class:`~leveret.IncomingMessage`.
@@ -179,6 +188,11 @@ class Queue:
             arguments: such as ``x-priority`` or ``x-stream-offset``.
             consumer_tag: of your own choice; unique on the channel.
             timeout: seconds; None for the connection's ``operation_timeout``.
+            robust: consume again after a reconnect, on a connection of :func:`~leveret.connect_robust`.
+            on_cancelled: what to do when the broker cancels the consumer, because its queue was deleted, say.
+                ``"resubscribe"``, on a connection of :func:`~leveret.connect_robust`: declare the queue again if this
+                connection declared it, and consume again. ``"raise"``, and every plain connection: log a warning and
+                call the channel's ``consumer_cancelled_callbacks``. ``"stop"``: the warning alone.
 
         Returns:
             The consumer tag, for :meth:`cancel`.
@@ -196,17 +210,22 @@ class Queue:
         if not callable(callback):
             raise TypeError(f"the callback must be callable, not {callback!r}")
         channel = self.channel
-        wire = channel.wire
         tag = consumer_tag or channel.new_consumer_tag()
-        await wire.consume(
-            self.name,
-            tag,
-            CallbackConsumer(wire, tag, callback, no_ack, channel.handler_tasks, channel.consumer_cancelled_callbacks),
+        context = contextvars.copy_context()
+        cancelled = functools.partial(channel.on_consumer_cancelled, tag, on_cancelled)
+
+        def attach(wire: WireChannel, wire_tag: str) -> CallbackConsumer:
+            return CallbackConsumer(wire, wire_tag, callback, no_ack, channel.handler_tasks, cancelled, context)
+
+        record = ConsumerRecord(
+            channel=channel.key,
+            consumer_tag=tag,
+            queue=self.name,
             no_ack=no_ack,
             exclusive=exclusive,
             arguments=arguments,
-            timeout=channel.seconds(timeout),
         )
+        await channel.subscribe(record, attach, timeout, on_cancelled=on_cancelled, robust=robust)
         return tag
 
     async def cancel(
@@ -224,8 +243,7 @@ class Queue:
             TimeoutError: no answer in time; the channel stays usable, and the late reply is swallowed.
             ValueError: a name of more than 255 bytes.
         """
-        channel = self.channel
-        return await channel.wire.cancel(consumer_tag, channel.seconds(timeout), nowait=nowait)
+        return await self.channel.unsubscribe(consumer_tag, timeout, nowait=nowait)
 
     @overload
     async def get(
@@ -252,8 +270,8 @@ class Queue:
         Cancellation, and a timeout: a message that comes too late is requeued.
         """
         self._refuse_stream("get", "consume() with a prefetch and x-stream-offset")
-        wire = self.channel.wire
-        fetched = await wire.get(self.name, no_ack, self.channel.seconds(timeout))
+        wire, seconds = await self.channel.live_wire(self.channel.seconds(timeout))
+        fetched = await wire.get(self.name, no_ack, seconds)
         if isinstance(fetched, Basic.GetEmpty):
             if fail:
                 raise QueueEmpty(f"queue {self.name!r} is empty")
@@ -307,7 +325,8 @@ class Queue:
             raise ValueError(
                 "RabbitMQ deletes quorum queues without conditions only: delete(if_unused=False, if_empty=False)"
             )
-        result: QueueMethods.DeleteOk = await self.channel.call(
-            make(QueueMethods.Delete, queue=self.name, if_unused=if_unused, if_empty=if_empty), timeout
-        )
+        with self.channel.forgetting(queue_key(self.name)):
+            result: QueueMethods.DeleteOk = await self.channel.call(
+                make(QueueMethods.Delete, queue=self.name, if_unused=if_unused, if_empty=if_empty), timeout
+            )
         return result

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from pamqp.commands import Tx
 
+from leveret.exceptions import ChannelInvalidStateError
 from leveret.types import TimeoutType, TransactionState
 from leveret.wire.methods import make
 
 if TYPE_CHECKING:
     from leveret.channel import Channel
+    from leveret.wire.channel import WireChannel
 
 
 class Transaction:
@@ -28,6 +30,7 @@ class Transaction:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self._wire: WireChannel | None = None
         self.state = TransactionState.CREATED
 
     def __str__(self) -> str:
@@ -50,17 +53,36 @@ class Transaction:
     async def select(self, timeout: TimeoutType = None) -> Tx.SelectOk:
         """Begin (``tx.select``)."""
         result: Tx.SelectOk = await self.channel.call(make(Tx.Select), timeout)
+        self._wire = self._channel.wire
         self.state = TransactionState.STARTED
         return result
 
+    def _check_begun(self) -> None:
+        if self._wire is not self._channel.wire or not self._channel.is_live:
+            raise ChannelInvalidStateError("the transaction ended with its channel; the broker has undone it")
+
     async def commit(self, timeout: TimeoutType = None) -> Tx.CommitOk:
-        """Make it all take effect (``tx.commit``)."""
+        """Make it all take effect (``tx.commit``).
+
+        Raises:
+            ChannelInvalidStateError: the channel was lost since :meth:`select`; what was done in between is undone.
+            ChannelClosed, ConnectionClosed: it was lost meanwhile; the broker may have committed.
+            TimeoutError: no answer in time; the commit goes on.
+        """
+        self._check_begun()
         result: Tx.CommitOk = await self.channel.call_after_publishes(make(Tx.Commit), timeout)
         self.state = TransactionState.COMMITED
         return result
 
     async def rollback(self, timeout: TimeoutType = None) -> Tx.RollbackOk:
-        """Undo it all (``tx.rollback``)."""
+        """Undo it all (``tx.rollback``).
+
+        Raises:
+            ChannelInvalidStateError: the channel was lost since :meth:`select`, and all is undone.
+            ChannelClosed, ConnectionClosed: it was lost meanwhile, and all is undone.
+            TimeoutError: no answer in time.
+        """
+        self._check_begun()
         result: Tx.RollbackOk = await self.channel.call(make(Tx.Rollback), timeout)
         self.state = TransactionState.ROLLED_BACK
         return result
@@ -74,5 +96,5 @@ class Transaction:
     ) -> None:
         if exc is None:
             await self.commit()
-        elif not self._channel.is_closed:
+        elif self._channel.is_live and self._channel.wire is self._wire:
             await self.rollback()

@@ -21,7 +21,7 @@ from urllib.parse import unquote
 from yarl import URL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from leveret.types import SSLOptions
 
@@ -62,6 +62,8 @@ class ConnectionParameters:
         server_hostname: Name to expect in the certificate; None means ``host``.
         interleave: See :meth:`asyncio.loop.create_connection`.
         happy_eyeballs_delay: See :meth:`asyncio.loop.create_connection`.
+        reconnect_interval: Seconds between attempts to connect again; None for pauses that grow.
+        fail_fast: Whether the first failure to connect at all is raised, rather than retried.
     """
 
     host: str = "localhost"
@@ -86,6 +88,8 @@ class ConnectionParameters:
     server_hostname: str | None = None
     interleave: int | None = None
     happy_eyeballs_delay: float | None = None
+    reconnect_interval: float | None = None
+    fail_fast: bool = True
 
     def __post_init__(self) -> None:
         # RabbitMQ 4 refuses less, and the first frames are sent before anything is negotiated.
@@ -140,10 +144,6 @@ def _duration(value: str, unit: str) -> float:
     return number
 
 
-def _delay(value: str) -> float:
-    return 0.0 if value in {"0", "0.0"} else _seconds(value)
-
-
 def _mechanism(value: str) -> str:
     if value.lower() not in _MECHANISMS:
         raise ValueError(" or ".join(_MECHANISMS))
@@ -163,6 +163,19 @@ def _no_verify(value: str) -> bool:
     return value.lower() in {"0", "false"}
 
 
+def _interval(value: str) -> float:
+    return 0.0 if value in {"0", "0.0"} else _seconds(value)
+
+
+def _yes(value: str) -> bool:
+    # What aio-pika takes for a yes; it takes anything else for a no.
+    if value.lower() in {"true", "yes", "y", "enable", "on", "enabled", "1"}:
+        return True
+    if value.lower() in {"false", "no", "n", "disable", "off", "disabled", "0"}:
+        return False
+    raise ValueError("1 or 0")
+
+
 def _ignored(value: str) -> None:
     return None
 
@@ -177,7 +190,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "channel_max": ("channel_max", _integer(0, 65535)),
     "connect_timeout": ("connect_timeout", _seconds),
     "frame_max": ("frame_max", _integer(_MIN_FRAME_MAX, 0xFFFF_FFFF)),
-    "happy_eyeballs_delay": ("happy_eyeballs_delay", _delay),
+    "happy_eyeballs_delay": ("happy_eyeballs_delay", _interval),
     "heartbeat": ("heartbeat", _integer(0, 65535)),
     "interleave": ("interleave", _integer(0, 65535)),
     "keyfile": ("keyfile", _text),
@@ -188,8 +201,8 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     # aio-pika's other names
     "no_verify_ssl": ("verify", _no_verify),
     "timeout": ("connect_timeout", _seconds),
-    "fail_fast": ("", _ignored),  # recovery's
-    "reconnect_interval": ("", _ignored),  # recovery's
+    "fail_fast": ("fail_fast", _yes),
+    "reconnect_interval": ("reconnect_interval", _interval),
     # RabbitMQ's other names
     "auth_mechanism": ("auth", _mechanism),
     "cacertfile": ("cafile", _text),
@@ -302,6 +315,33 @@ def make_url(
     )
 
 
+def make_urls(url: URL | str | Sequence[URL | str] | None, **kwargs: Any) -> list[URL]:
+    """As :func:`make_url`, for one URL, a list of them, or one that names several hosts, with commas between.
+
+    Raises:
+        ValueError: a URL is none, a host is missing, or the list is empty.
+    """
+    if url is None or isinstance(url, URL):
+        return [make_url(url, **kwargs)]
+    given = [url] if isinstance(url, str) else list(url)
+    if not given:
+        raise ValueError("an empty list of URLs: give at least one")
+    single = [one for some in given for one in (_split_hosts(some) if isinstance(some, str) else [some])]
+    return [make_url(one, **kwargs) for one in single]
+
+
+def _split_hosts(url: str) -> list[str]:
+    """``amqp://user:password@one:5672,two/vhost`` as one URL for each host."""
+    scheme, separator, rest = url.partition("://")
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    user, at, hosts = authority.rpartition("@")
+    if "," not in hosts:
+        return [url]
+    if not all(hosts.split(",")):
+        raise ValueError("the URL has a comma without a host beside it")
+    return [f"{scheme}{separator}{user}{at}{host}{rest[len(authority) :]}" for host in hosts.split(",")]
+
+
 def parse_url(url: URL | str) -> ConnectionParameters:
     """Read a URL of the form ``amqp[s]://user:password@host:port/vhost?option=value``.
 
@@ -358,7 +398,7 @@ def _url(url: URL | str) -> URL:
             pass  # Raised below, where yarl's error, which may quote the password, is no longer its context.
     authority = re.split("[/?#]", url.partition("://")[2], maxsplit=1)[0]
     if "," in authority.rpartition("@")[2]:
-        raise ValueError("one URL names one host: give a list of URLs for several")
+        raise ValueError("several hosts are for connect_robust(): connect() takes one")
     raise ValueError(
         "the URL cannot be read: its host or its port (1 to 65535) is wrong; "
         "percent-encode # ? / @ in the user name and password, and @ wherever else it stands"

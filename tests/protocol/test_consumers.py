@@ -62,13 +62,29 @@ async def test_an_iterator_that_waits_is_told_of_the_cancel() -> None:
             await within(waiting)
 
 
-async def test_messages_drained_after_a_cancel_can_be_acked() -> None:
+async def test_messages_drained_after_a_cancel_are_settled_without_a_byte() -> None:
+    """The broker has taken them back, or their queue is gone."""
     async with linked() as link:
         iterator = await iterate(link)
         link.session.deliver(1, "tag", 1)
         link.session.send(1, commands.Basic.Cancel("tag", True))
-        await (await within(anext(iterator))).ack()
-        assert [type(value) for value in await link.sent()] == [Ack]
+        message = await within(anext(iterator))
+        await message.ack()
+        assert message.processed
+        assert await link.sent() == []
+
+
+async def test_a_delivery_for_a_consumer_that_the_broker_cancelled_goes_back_and_ends_it_for_good() -> None:
+    """A quorum queue of RabbitMQ 4.3 may go on with a consumer that it cancelled over its ack timeout."""
+    async with linked() as link:
+        iterator = await iterate(link)
+        link.session.send(1, commands.Basic.Cancel("tag", True))
+        link.session.deliver(1, "tag", 7)
+        link.session.deliver(1, "tag", 8)
+        sent = await link.sent()
+        assert [type(value) for value in sent] == [commands.Basic.Cancel, commands.Basic.Nack, commands.Basic.Nack]
+        with pytest.raises(ConsumerCancelled):
+            await within(anext(iterator))
 
 
 @pytest.mark.parametrize("nowait", [False, True])

@@ -16,10 +16,11 @@ VARIABLE = contextvars.ContextVar("VARIABLE", default="unset")
 class Consumer(CallbackConsumer):
     __slots__ = ("cancellations", "tasks")
 
-    def __init__(self, callback):
+    def __init__(self, callback, no_ack=False):
         self.tasks: set[asyncio.Task[None]] = set()
         self.cancellations: list[ConsumerCancelled] = []
-        super().__init__(None, "tag", callback, True, self.tasks, self.cancellations.append)
+        context = contextvars.copy_context()
+        super().__init__(None, "tag", callback, no_ack, self.tasks, self.cancellations.append, context)
 
     def deliver(self, *tags: int) -> None:
         for tag in tags:
@@ -197,7 +198,21 @@ async def test_what_no_callback_has_started_on_is_dropped_when_the_channel_is_lo
     assert ran == []
 
 
-async def test_the_broker_s_cancellation_is_told_once_and_what_it_had_delivered_is_handed_out(caplog):
+async def test_what_needs_no_ack_is_handed_out_although_the_channel_is_lost():
+    """The broker does not deliver it again."""
+    ran = []
+
+    async def callback(message):
+        ran.append(message.delivery_tag)
+
+    consumer = Consumer(callback, no_ack=True)
+    consumer.deliver(1, 2)
+    consumer.on_end(ConnectionClosed("lost"))
+    await consumer.rest()
+    assert ran == [1, 2]
+
+
+async def test_the_broker_s_cancellation_is_told_once_and_what_it_had_delivered_is_handed_out():
     ran = []
 
     async def callback(message):
@@ -210,8 +225,6 @@ async def test_the_broker_s_cancellation_is_told_once_and_what_it_had_delivered_
     await consumer.rest()
     assert consumer.cancellations == [error]
     assert ran == [1, 2]
-    (record,) = [each for each in caplog.records if each.levelname == "WARNING"]
-    assert "cancelled consumer 'tag'" in record.getMessage()
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ TREE = {
     "MessageProcessError": "AMQPError",
     "MethodNotImplemented": "AMQPError",
     "QueueEmpty": "AMQPError asyncio.QueueEmpty",
+    "TopologyError": "AMQPError",
 }
 
 # aio_pika_api.md §8: every base that an `except` clause may name.

@@ -54,6 +54,39 @@ MAP |= {
     "wire.output": {"outcome"},
     "wire.replies": {"wire.methods"},
 }
+MAP |= {
+    "wire.waiting": {"wire.publisher", "wire.codec", "outcome"},
+    "records": {"wire.methods", "wire.tables"},
+    "topology": {"records"},
+    "lifecycle": set(),
+    "retry": set(),
+    "troubles": {"records"},
+    "credentials": {"url"},
+    "hosts": {"url"},
+    "recovery": {"topology", "records", "lifecycle", "troubles", "retry", "outcome"},
+    "robust_channel": {"channel", "queue", "exchange", "consumer", "records", "callbacks"},
+    "robust": {
+        "connection",
+        "channel",
+        "consumer",
+        "robust_channel",
+        "recovery",
+        "topology",
+        "records",
+        "lifecycle",
+        "retry",
+        "hosts",
+        "credentials",
+        "callbacks",
+        "url",
+        "wire.transport",
+        "wire.waiting",
+    },
+}
+for handle in ("exchange", "queue", "consumer", "channel"):
+    MAP[handle] |= {"records"}
+MAP["channel"] |= {"wire.publisher"}
+MAP["connection"] |= {"lifecycle"}
 MAP["wire.channel"] |= {"wire.acks", "wire.content", "wire.output", "wire.publisher", "wire.replies"}
 MAP["wire.transport"] |= {"wire.output"}
 
@@ -67,6 +100,16 @@ BEYOND_THE_MAP: dict[str, dict[str, str]] = {
         "wire.codec": "the type of a Return, for a signature",
         "wire.methods": "builds basic.qos and the like",
     },
+    "recovery": {
+        "wire.channel": "opens the private channel that declares",
+        "wire.transport": "the type of the link",
+        "wire.publisher": "the type of a publish, for a signature",
+    },
+    "robust_channel": {
+        "wire.channel": "opens its wires",
+        "wire.publisher": "the type of a publish, for a signature",
+        "wire.transport": "the type of the link",
+    },
     "connection": {
         "callbacks": "close_callbacks, blocked_callbacks",
         "url": "make_url, parse_url, redact",
@@ -75,6 +118,7 @@ BEYOND_THE_MAP: dict[str, dict[str, str]] = {
 }
 
 ASYNCIO = {"callbacks", "outcome", "consumer", "channel", "connection", "wire.transport", "wire.channel"}
+ASYNCIO |= {"recovery", "robust", "robust_channel", "credentials", "hosts", "wire.waiting"}
 ASYNCIO |= {"wire.publisher", "wire.output", "wire.replies"}  # replies: for the type Future only, see below
 ASYNCIO_NAMES = {"exceptions": {"QueueEmpty"}}
 """Modules that know nothing of asyncio but these names, for the bases of errors."""
@@ -108,10 +152,22 @@ LINES = {
     "transaction": 90,
     "channel": 420,
     "connection": 340,
+    "wire.waiting": 130,
+    "records": 280,
+    "topology": 200,
+    "lifecycle": 120,
+    "retry": 100,
+    "troubles": 120,
+    "credentials": 100,
+    "hosts": 80,
+    "recovery": 400,
+    "robust_channel": 400,
+    "robust": 400,
     "__init__": 100,
 }
 ASKED_WHY = {
     "callbacks": (240, "half of it is docstrings; chained and weak callbacks"),
+    "url": (410, "three dialects of parameters, each with its reader; several hosts"),
 }
 """Modules past 1.6 times their line: how long they may be, and the answer."""
 

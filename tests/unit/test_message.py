@@ -50,6 +50,7 @@ class FakeWire:
 
     def __init__(self, *, is_open: bool = True, has_nack: bool = True) -> None:
         self.is_open = is_open
+        self.cancelled: set[bytes | None] = set()
         self.has_nack = has_nack
         self.calls: list[tuple] = []
 

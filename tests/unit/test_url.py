@@ -89,7 +89,8 @@ def test_the_vhost_is_the_path_without_its_first_slash_decoded_once(path, virtua
         ("interleave=1", {"interleave": 1}),
         ("happy_eyeballs_delay=0.25", {"happy_eyeballs_delay": 0.25}),
         ("happy_eyeballs_delay=0", {"happy_eyeballs_delay": 0}),
-        ("reconnect_interval=5&fail_fast=1", {}),
+        ("reconnect_interval=5&fail_fast=0", {"reconnect_interval": 5, "fail_fast": False}),
+        ("fail_fast=on", {"fail_fast": True}),
         ("heartbeat=1&heartbeat=2", {"heartbeat": 1}),
     ],
 )  # fmt: skip
@@ -162,8 +163,8 @@ def test_an_unknown_key_warns_with_the_nearest_known_name(key, nearest):
         ("amqp://host:0", "port 0"),
         ("amqp://host:70000", "port"),
         ("amqp://host:5672/v@h", "percent-encode"),  # or was 5672/v the password?
-        ("amqp://h1:5672,h2:5673/v", "list of URLs"),
-        ("amqp://user:word@h1:5672,h2:5673/v", "list of URLs"),
+        ("amqp://h1:5672,h2:5673/v", "connect_robust"),
+        ("amqp://user:word@h1:5672,h2:5673/v", "connect_robust"),
     ],
 )
 def test_a_wrong_url_is_told_with_the_fix(url, expected):

@@ -14,6 +14,7 @@ method of the channel. Publishes do not wait for it: what a handler publishes go
 from __future__ import annotations
 
 import asyncio
+import secrets
 import struct
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple, Protocol
@@ -61,7 +62,7 @@ from leveret.wire.codec import (
 from leveret.wire.content import Content, ContentAssembler
 from leveret.wire.methods import decode_method, make
 from leveret.wire.output import CommitGate, Output
-from leveret.wire.publisher import Publisher, ReturnHandler
+from leveret.wire.publisher import Publisher, PublishOwner
 from leveret.wire.replies import Pending, Replies
 from leveret.wire.transport import Transport
 
@@ -98,7 +99,7 @@ class WireConsumer(Protocol):
         ...
 
 
-class ChannelOwner(ReturnHandler, Protocol):
+class ChannelOwner(PublishOwner, Protocol):
     """What the channel tells the handle that opened it; synchronous, and does not raise."""
 
     def on_wire_lost(self, wire: WireChannel, error: Exception, /) -> None:
@@ -131,7 +132,13 @@ def _drop(delivery_tag: int, redelivered: bool, route: bytes, properties: bytes,
 
 
 class WireChannel:
-    """One incarnation of a channel. Make one with :meth:`open`."""
+    """One incarnation of a channel. Make one with :meth:`open`.
+
+    Attributes:
+        error: why it is closed; None while it is open.
+        consumers: where deliveries go, by consumer tag.
+        cancelled: tags of consumers that the broker cancelled, and whether they were ``no_ack``.
+    """
 
     __slots__ = (
         "_acks",
@@ -142,13 +149,14 @@ class WireChannel:
         "_loop",
         "_output",
         "_owner",
-        "_publisher",
         "_replies",
+        "cancelled",
         "consumers",
         "error",
         "is_assembling",
         "number",
         "publish",
+        "publisher",
         "transport",
     )
 
@@ -157,6 +165,7 @@ class WireChannel:
         self.transport = transport
         self.error: Exception | None = None
         self.consumers: dict[bytes, OnDelivery] = {}
+        self.cancelled: dict[bytes, bool] = {}
         self.is_assembling = False
         self._consumers: dict[bytes, WireConsumer] = {}
         self._loop = asyncio.get_running_loop()
@@ -165,8 +174,8 @@ class WireChannel:
         self._replies = Replies()
         self._content = ContentAssembler()
         self._acks = Acks()
-        self._publisher = Publisher(transport, number, publisher_confirms, owner)
-        self.publish = self._publisher.publish
+        self.publisher = Publisher(transport, number, publisher_confirms, owner)
+        self.publish = self.publisher.publish
         self._closing = False
         self._close_ok: asyncio.Future[None] | None = None
 
@@ -273,14 +282,14 @@ class WireChannel:
         self.check_open()
         data = self.transport.encode(self.number, method)
         reply: asyncio.Future[Any] = self._loop.create_future()
-        if isinstance(method, Tx.Commit) and self._publisher.has_held:
+        if isinstance(method, Tx.Commit) and self.publisher.has_held:
             raise ChannelInvalidStateError("publishes are still held back (await them before the commit)")
         self._replies.add(Pending(method, reply, on_reply, on_late))
         self._write_due_ack()
         if isinstance(method, Tx.Rollback):
             self._acks.stop_counting()
         if isinstance(method, Tx.Select) and isinstance(self._output, Output):
-            self._output = self._publisher.output = CommitGate(self._output)
+            self._output = self.publisher.output = CommitGate(self._output)
         if isinstance(self._output, CommitGate):
             self._output.write(data, isinstance(method, Tx.Commit))
         else:
@@ -328,9 +337,9 @@ class WireChannel:
             raise ProtocolError("a method frame of less than 4 bytes", reply_code=501, data=payload)
         method_id = _unpack_method_id(payload)[0]
         if method_id == BASIC_ACK:
-            self._publisher.on_confirm(payload, Basic.Ack)
+            self.publisher.on_confirm(payload, Basic.Ack)
         elif method_id == BASIC_NACK:
-            self._publisher.on_confirm(payload, Basic.Nack)
+            self.publisher.on_confirm(payload, Basic.Nack)
         elif method_id == BASIC_DELIVER:
             self._content.begin(decode_deliver(payload))
         elif method_id == BASIC_GET_OK:
@@ -354,7 +363,7 @@ class WireChannel:
             self._on_broker_cancel(method)
         elif isinstance(method, ChannelMethods.Flow):
             self.send(make(ChannelMethods.FlowOk, active=method.active))
-            self._publisher.on_flow(bool(method.active))
+            self.publisher.on_flow(bool(method.active))
         elif (pending := self._replies.take(method)) is not None:
             if isinstance(method, Tx.CommitOk) and isinstance(self._output, CommitGate):
                 self._output.on_commit_ok()
@@ -375,17 +384,32 @@ class WireChannel:
         if isinstance(method, Deliver):
             on_delivery = self.consumers.get(method.consumer_tag)
             if on_delivery is None:
-                tag = method.consumer_tag.decode("utf-8", "replace")
-                raise ProtocolError(f"a delivery for consumer {tag!r}, which does not exist", reply_code=503)
-            on_delivery(method.delivery_tag, method.redelivered, method.route, properties, body)
+                self._on_stray_delivery(method)
+            else:
+                on_delivery(method.delivery_tag, method.redelivered, method.route, properties, body)
         elif isinstance(method, GetOk):
             self._replies.take_get().settle(Fetched(method, properties, body))
         else:
-            self._publisher.on_return(method, properties, body)
+            self.publisher.on_return(method, properties, body)
 
     async def wait_for_confirms(self, deadline: float) -> None:
         """Wait until every publish is settled, or until *deadline* in event loop time."""
-        await self._publisher.settled(deadline)
+        await self.publisher.settled(deadline)
+
+    def _on_stray_delivery(self, method: Deliver) -> None:
+        """A delivery for nobody.
+
+        A quorum queue of RabbitMQ 4.3 goes on with a consumer that it cancelled over its ack timeout, once that
+        acks something: hand it back, and cancel the consumer for good.
+        """
+        tag = method.consumer_tag.decode("utf-8", "surrogateescape")
+        no_ack = self.cancelled.get(method.consumer_tag)
+        if no_ack is None:
+            raise ProtocolError(f"a delivery for consumer {printable(tag)!r}, which does not exist", reply_code=503)
+        self._set_consumer(method.consumer_tag, _Requeuer(self, no_ack))
+        self._abandon_consumer(tag)
+        if not no_ack:
+            self.requeue(method.delivery_tag)
 
     # ------------------------------------------------------------------------------------- settling deliveries
 
@@ -481,6 +505,7 @@ class WireChannel:
             self._abandon_consumer(consumer_tag)
 
         self._set_consumer(tag, consumer)
+        self.cancelled.pop(tag, None)
         try:
             ok: Basic.ConsumeOk = await self.call(method, timeout, on_late=undo)
         except (TimeoutError, asyncio.CancelledError):
@@ -493,6 +518,19 @@ class WireChannel:
             self._remove_consumer(tag)
             raise
         return ok
+
+    async def try_consume(self, queue: str, *, exclusive: bool, arguments: Arguments, timeout: float) -> None:
+        """Consume for a moment, to see whether the broker lets us; what it sends meanwhile is requeued.
+
+        Raises:
+            ChannelClosed: it does not.
+            ChannelInvalidStateError, TimeoutError: as :meth:`call`.
+        """
+        tag = f"leveret-try-{secrets.token_hex(8)}"
+        await self.call(make(Basic.Qos, prefetch_count=1), timeout)  # streams are not consumed without
+        trial = _Requeuer(self, no_ack=False)
+        await self.consume(queue, tag, trial, no_ack=False, exclusive=exclusive, arguments=arguments, timeout=timeout)
+        await self.cancel(tag, timeout)
 
     async def cancel(self, consumer_tag: str, timeout: float, *, nowait: bool = False) -> Basic.CancelOk | None:
         """``basic.cancel``; until its reply, deliveries still go to the consumer.
@@ -529,7 +567,7 @@ class WireChannel:
         if self.error is not None:
             return
         self._closing = True
-        self._publisher.refuse(f"channel {self.number} is being closed")
+        self.publisher.refuse(f"channel {self.number} is being closed")
         for consumer in self._consumers.values():
             consumer.on_end(ChannelClosed("the channel is being closed", reply_code=200))
         for tag in self._consumers:
@@ -549,6 +587,7 @@ class WireChannel:
         if self.transport.server_supports("accept_consumer_cancel_ok"):  # whatever nowait says: it is always set
             self.send(make(Basic.CancelOk, consumer_tag=consumer_tag))
         if consumer is not None:
+            self.cancelled[encode_tag(consumer_tag)] = consumer.no_ack
             consumer.on_end(ConsumerCancelled(consumer_tag))
 
     # ----------------------------------------------------------------------------------------- fetching, closing
@@ -594,9 +633,7 @@ class WireChannel:
         if self._close_ok is not None:
             return  # the closes crossed: the broker answers ours too, and the number is free then
         self.transport.detach(self.number)
-        error = channel_closed(method)
-        _log.warning("%r: closed by the broker: %s", self, printable(method.reply_text))
-        self._end(error)
+        self._end(channel_closed(method))
 
     def on_connection_lost(self, error: Exception) -> None:
         """The transport died."""
@@ -615,7 +652,7 @@ class WireChannel:
         self.consumers.clear()
         for pending in self._replies.take_all():
             fail(pending.reply, fresh(error))
-        self._publisher.end(error)
+        self.publisher.end(error)
         for consumer in consumers:
             consumer.on_end(error)
         self._owner.on_wire_lost(self, error)

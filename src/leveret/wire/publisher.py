@@ -16,10 +16,12 @@ from typing import Any, Protocol
 from pamqp.commands import Basic
 
 from leveret.exceptions import (
+    ChannelClosed,
     ChannelInvalidStateError,
     ConnectionBlocked,
     MessageNacked,
     MessageReturned,
+    MessageTooLarge,
     ProtocolError,
     PublishNotSent,
     PublishNotSentInTime,
@@ -43,34 +45,99 @@ from leveret.wire.transport import Transport
 
 _log = get_logger(__name__)
 
-_HELD = -math.inf
-"""Deadline of a publish that is not written yet."""
-_TIMED = math.inf
-"""Deadline of a publish that has a timer of its own."""
+
+_BASIC_PUBLISH = (60, 40)
+_init_future = asyncio.Future.__init__
 
 
-class ReturnHandler(Protocol):
-    """Who is told of mandatory messages that come back."""
+class PublishOwner(Protocol):
+    """Who is told of what becomes of publishes; all of it is synchronous and does not raise."""
 
     on_return_raises: bool
 
     def on_returned(self, method: Return, properties: bytes, body: bytes, /) -> Any:
-        """One came back; the result is what its publisher gets. Synchronous, and does not raise."""
+        """A mandatory message came back; the result is what its publisher gets."""
+        ...
+
+    def take_back(self, publish: Publish, error: Exception, /) -> bool:
+        """The channel is gone, and *publish* may be sent by another one; False leaves it to fail."""
+        ...
+
+
+class PublishHolder(Protocol):
+    """Who has a publish at the moment, and knows what it means that its time is up."""
+
+    def timeout_error(self, publish: Publish, /) -> Exception:
+        """What *publish* fails with now."""
         ...
 
 
 class Publish(Outcome[Any]):
-    """A publish that waits for its confirm, or to be written."""
+    """A publish that waits for its confirm, or to be written.
 
-    __slots__ = ("body", "deadline", "exchange", "mandatory", "properties", "returned", "routing_key")
+    Attributes:
+        timeout: seconds that it was given.
+        deadline: when they are up, in event loop time.
+        timer: of its own; None where its holder looks after the deadline.
+        holder: who has it now.
+        retry_unknown: whether to send it again when the link died before its confirm.
+    """
 
-    exchange: str
-    routing_key: str
-    properties: bytes
-    body: bytes
-    mandatory: bool
-    returned: Any
-    deadline: float
+    __slots__ = (
+        "body",
+        "deadline",
+        "exchange",
+        "holder",
+        "mandatory",
+        "properties",
+        "retry_unknown",
+        "returned",
+        "routing_key",
+        "timeout",
+        "timer",
+    )
+
+    def __init__(
+        self,
+        holder: PublishHolder,
+        loop: asyncio.AbstractEventLoop,
+        exchange: str,
+        routing_key: str,
+        properties: bytes,
+        body: bytes,
+        mandatory: bool,
+        timeout: float,
+        retry_unknown: bool,
+    ) -> None:
+        _init_future(self, loop=loop)
+        self.holder = holder
+        self.exchange = exchange
+        self.routing_key = routing_key
+        self.properties = properties
+        self.body = body
+        self.mandatory = mandatory
+        self.timeout = timeout
+        self.deadline = loop.time() + timeout
+        self.retry_unknown = retry_unknown
+        self.returned: Any = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    def __str__(self) -> str:
+        return f"exchange {self.exchange!r}, routing key {self.routing_key!r}"
+
+    def limit_time(self) -> None:
+        """Give it a timer of its own, unless it has one, or time without limit."""
+        if self.timer is None and self.deadline != math.inf:
+            self.timer = self.get_loop().call_at(self.deadline, self._time_out)
+            self.add_done_callback(_stop_timer)
+
+    def _time_out(self) -> None:
+        fail(self, self.holder.timeout_error(self))
+
+
+def _stop_timer(publish: asyncio.Future[Any]) -> None:
+    if isinstance(publish, Publish) and publish.timer is not None:
+        publish.timer.cancel()
 
 
 class Publisher:
@@ -87,20 +154,18 @@ class Publisher:
         "_held",
         "_loop",
         "_number",
+        "_owner",
         "_refusal",
-        "_return_handler",
         "_timeout",
         "_transport",
         "output",
     )
 
-    def __init__(
-        self, transport: Transport, number: int, publisher_confirms: bool, return_handler: ReturnHandler
-    ) -> None:
+    def __init__(self, transport: Transport, number: int, publisher_confirms: bool, owner: PublishOwner) -> None:
         self._transport = transport
         self.output: Output | CommitGate = transport.output
         self._number = number
-        self._return_handler = return_handler
+        self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._timeout = transport.parameters.operation_timeout
         self._encoder = PublishEncoder(number, transport.frame_max)
@@ -117,6 +182,7 @@ class Publisher:
         body: bytes,
         mandatory: bool,
         timeout: float | None,
+        retry_unknown: bool = False,
     ) -> Coroutine[Any, Any, Any]:
         """Publish now, or as soon as nobody holds publishes; the result awaits the broker's confirm.
 
@@ -127,6 +193,7 @@ class Publisher:
             body: any size.
             mandatory: whether the broker shall return what it cannot route.
             timeout: seconds for the whole, None for the connection's ``operation_timeout``.
+            retry_unknown: whether the owner may take it back when the channel is lost before its confirm.
 
         Raises:
             ChannelInvalidStateError: the channel is not open.
@@ -142,34 +209,41 @@ class Publisher:
         if confirms is None and not output.is_held:
             output.write(data)
             return DONE
-        publish = Publish(loop=self._loop)
-        publish.exchange = exchange
-        publish.routing_key = routing_key
-        publish.properties = encoded
-        publish.body = body
-        publish.mandatory = mandatory
-        publish.returned = None
+        seconds = self._timeout if timeout is None else timeout
+        publish = Publish(self, self._loop, exchange, routing_key, encoded, body, mandatory, seconds, retry_unknown)
         if output.is_held or confirms is None:
-            self._hold(publish, data, timeout)
+            self._hold(publish, data)
             return publish
-        if timeout is None:
-            publish.deadline = deadline = self._loop.time() + self._timeout
-            if self._expiry is None and deadline != math.inf:
-                self._expiry = self._loop.call_at(deadline, self._expire)
-        else:
-            publish.deadline = _TIMED
-            self._limit_time(publish, timeout)
+        if timeout is not None:
+            publish.limit_time()
+        elif self._expiry is None and seconds != math.inf:
+            self._expiry = self._loop.call_at(publish.deadline, self._expire)
         confirms.add(publish)
         output.write(data)
         return publish
 
-    def _hold(self, publish: Publish, data: bytes, timeout: float | None) -> None:
+    def adopt(self, publish: Publish) -> None:
+        """Send one that waited elsewhere, or that another channel lost."""
+        publish.returned = None
+        publish.holder = self
+        publish.limit_time()
+        try:
+            data = self._encoder.encode(
+                publish.exchange, publish.routing_key, publish.mandatory, publish.properties, publish.body
+            )
+        except MessageTooLarge as exc:  # this broker's frames are smaller
+            fail(publish, exc)
+            return
+        self._hold(publish, data)
+        if not self.output.is_held:
+            self.output.release(self)
+
+    def _hold(self, publish: Publish, data: bytes) -> None:
         """Write *data* when publishes are no longer held, unless its time is up or its owner has gone."""
 
         def write() -> None:
             if publish.done():
                 return
-            publish.deadline = _TIMED
             if self._confirms is None:
                 publish.set_result(None)
             else:
@@ -181,41 +255,39 @@ class Publisher:
             self._held.discard(publish)
             self.output.forget(publish)
 
-        publish.deadline = _HELD
         self._held.add(publish)
         publish.add_done_callback(forget)
         self.output.when_released(publish, write)
-        self._limit_time(publish, self._timeout if timeout is None else timeout)
+        publish.limit_time()
 
     # ---------------------------------------------------------------------------------------------- deadlines
-
-    def _limit_time(self, publish: Publish, timeout: float) -> None:
-        if timeout != math.inf:
-            timer = self._loop.call_later(timeout, self._time_out, publish, timeout)
-            publish.add_done_callback(lambda _: timer.cancel())
 
     def _expire(self) -> None:
         """End the publishes whose default deadline has passed; one timer serves them all."""
         self._expiry = None
         now = self._loop.time()
         for publish in list(self._confirms or ()):
-            if publish.done() or publish.deadline == _TIMED:
+            if publish.done() or publish.timer is not None:
                 continue
             if publish.deadline > now:
                 self._expiry = self._loop.call_at(publish.deadline, self._expire)
                 break
-            self._time_out(publish, self._timeout)
+            fail(publish, self.timeout_error(publish))
 
-    def _time_out(self, publish: Publish, timeout: float) -> None:
-        where = f"exchange {publish.exchange!r}, routing key {publish.routing_key!r}"
-        blocked = self._transport.blocked
-        if publish.deadline != _HELD:
+    def timeout_error(self, publish: Publish) -> Exception:
+        """What a publish fails with whose time is up."""
+        if publish not in self._held:
             hint = self._transport.blocked_hint()
-            fail(publish, PublishUnconfirmedInTime(f"no confirm within {timeout:g} s{hint} ({where})"))
-        elif blocked is not None:
-            fail(publish, ConnectionBlocked(f"not sent within {timeout:g} s: the broker blocks publishers: {blocked}"))
-        else:
-            fail(publish, PublishNotSentInTime(f"not sent within {timeout:g} s: the broker does not keep up ({where})"))
+            return PublishUnconfirmedInTime(f"no confirm within {publish.timeout:g} s{hint} ({publish})")
+        within = f"not sent within {publish.timeout:g} s"
+        if (reason := self._transport.blocked) is not None:
+            return ConnectionBlocked(f"{within}: the broker blocks publishers: {reason}")
+        return PublishNotSentInTime(f"{within}: the broker does not keep up ({publish})")
+
+    @property
+    def unconfirmed_too_long(self) -> int:
+        """How many publishes were given up whose confirm has not come, on a link that is otherwise sound."""
+        return sum(publish.done() and not publish.cancelled() for publish in self._confirms or ())
 
     # ---------------------------------------------------------------------------------- what the broker answers
 
@@ -236,14 +308,14 @@ class Publisher:
                 fail(publish, MessageNacked(frame))
             elif publish.returned is None:
                 publish.set_result(frame)
-            elif self._return_handler.on_return_raises:
+            elif self._owner.on_return_raises:
                 fail(publish, MessageReturned(publish.returned))
             else:
                 publish.set_result(publish.returned)
 
     def on_return(self, method: Return, properties: bytes, body: bytes) -> None:
         """``basic.return``, which comes before the confirm of the same message."""
-        returned = self._return_handler.on_returned(method, properties, body)
+        returned = self._owner.on_returned(method, properties, body)
         if self._confirms is None:
             return
         publish = self._confirms.match_return(*decode_route(method.route), properties, body)
@@ -283,10 +355,16 @@ class Publisher:
             self._expiry.cancel()
         written = self._confirms.abandon() if self._confirms is not None else []
         held, self._held = self._held, set()
+        # A channel closed over a publish would be closed over it again.
+        over_a_publish = isinstance(error, ChannelClosed) and (error.class_id, error.method_id) == _BASIC_PUBLISH
         for publish in written:
-            _fail_from(publish, PublishOutcomeUnknown(f"the channel was lost before the confirm: {error}"), error)
+            may_repeat = publish.retry_unknown and not over_a_publish
+            if not publish.done() and not (may_repeat and self._owner.take_back(publish, error)):
+                lost = PublishOutcomeUnknown(f"the channel was lost before the confirm: {error}")
+                _fail_from(publish, lost, error)
         for publish in held:
-            _fail_from(publish, PublishNotSent(f"the channel was lost before the message was sent: {error}"), error)
+            if not publish.done() and not self._owner.take_back(publish, error):
+                _fail_from(publish, PublishNotSent(f"the channel was lost before it was sent: {error}"), error)
         self.output.release(self)
 
     # --------------------------------------------------------------------------------------------------- flow

@@ -1,0 +1,72 @@
+"""Which host to try next."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple, TypeAlias
+
+from yarl import URL
+
+from leveret.url import ConnectionParameters, make_urls, parse_url
+
+Resolver: TypeAlias = Callable[[], Awaitable[Sequence[URL | str]]]
+"""Asked for the URLs to try, before each round of attempts."""
+
+
+class Host(NamedTuple):
+    """One to try."""
+
+    url: URL
+    parameters: ConnectionParameters
+
+
+class Hosts:
+    """The hosts of one cluster, shuffled once, so that not all clients crowd on the first.
+
+    Args:
+        urls: at least one.
+        resolver: asked for others before each round; None to keep to *urls*.
+
+    Raises:
+        ValueError: a URL is wrong.
+    """
+
+    def __init__(self, urls: Sequence[URL], resolver: Resolver | None = None) -> None:
+        self._hosts = _shuffled(urls)
+        self._resolver = resolver
+        self._given: Sequence[URL | str] = ()
+
+    async def round(self, timeout: float) -> list[Host]:
+        """Each host once, beginning with the one whose turn it is.
+
+        Raises:
+            TimeoutError: the resolver took longer than *timeout* seconds.
+            ValueError: what it returned are no URLs.
+            Exception: what the resolver raises.
+        """
+        if self._resolver is not None:
+            async with asyncio.timeout(timeout):
+                given = await self._resolver()
+            if sorted(map(str, given)) != sorted(map(str, self._given)):
+                self._hosts, self._given = _shuffled(make_urls(given)), given
+        return list(self._hosts)
+
+    def used(self, host: Host) -> None:
+        """*host* was tried: the next round begins behind it."""
+        if host in self._hosts:
+            place = self._hosts.index(host) + 1
+            self._hosts = self._hosts[place:] + self._hosts[:place]
+
+    def change_password(self, password: str) -> None:
+        """The password of all of them is another one now."""
+        self._hosts = [
+            Host(host.url.with_password(password), dataclasses.replace(host.parameters, password=password))
+            for host in self._hosts
+        ]
+
+
+def _shuffled(urls: Sequence[URL]) -> list[Host]:
+    return [Host(url, parse_url(url)) for url in random.sample(urls, len(urls))]

@@ -1,0 +1,454 @@
+"""Channels that come back, and the queues and exchanges on them.
+
+They run the same code as the plain ones. What differs is small: a robust channel *remembers* what was declared, bound
+and consumed, and waits for its wire instead of refusing. :mod:`leveret.recovery` gives it a new wire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pamqp.commands import Basic
+from pamqp.commands import Queue as QueueMethods
+
+from leveret.callbacks import CallbackCollection
+from leveret.channel import CLOSE_TIMEOUT, Channel, consume
+from leveret.consumer import Attach, OnCancelled
+from leveret.exceptions import (
+    ChannelClosed,
+    ChannelInvalidStateError,
+    ConnectionClosed,
+    ConsumerCancelled,
+    DuplicateConsumerTag,
+)
+from leveret.exchange import Exchange
+from leveret.log import get_logger, printable
+from leveret.queue import Queue
+from leveret.records import ConsumerRecord, Key, Record, consumer_key, exchange_key, queue_key
+from leveret.types import TimeoutType
+from leveret.wire.channel import WireChannel
+from leveret.wire.publisher import Publish
+from leveret.wire.transport import Transport
+
+if TYPE_CHECKING:
+    from leveret.robust import RobustConnection
+
+_log = get_logger(__name__)
+
+
+class RobustExchange(Exchange):
+    """An exchange that is declared again, with its bindings, when the connection is back."""
+
+    channel: RobustChannel
+
+    async def restore(self, channel: object = None) -> None:
+        """Declare it and its bindings again now.
+
+        Args:
+            channel: as in aio-pika before 9; ignored.
+
+        Raises:
+            TopologyError: the broker refuses; the cause says why.
+            ChannelInvalidStateError: the channel is closed.
+        """
+        await self.channel.restore_records(exchange_key(self.name))
+
+
+class RobustQueue(Queue):
+    """A queue that is declared again, with its bindings and consumers, when the connection is back."""
+
+    channel: RobustChannel
+
+    async def declare(self, timeout: TimeoutType = None, *, robust: bool = True) -> QueueMethods.DeclareOk:
+        """As :meth:`Queue.declare`; ``name`` follows when the broker chooses another one.
+
+        Raises:
+            ChannelClosed and others: as :meth:`Channel.declare_queue`.
+        """
+        result = await super().declare(timeout, robust=robust)
+        if self._is_server_named:
+            self.channel.follow_name_of(self)
+        return result
+
+    async def restore(self, channel: object = None) -> None:
+        """Declare it and its bindings again now, and consume again.
+
+        Args:
+            channel: as in aio-pika before 9; ignored.
+
+        Raises:
+            TopologyError: the broker refuses; the cause says why.
+            ChannelInvalidStateError: the channel is closed.
+        """
+        await self.channel.restore_records(queue_key(self.name))
+
+
+class _Subscription:
+    """A consumer, whichever wire it is attached to."""
+
+    __slots__ = ("attach", "consumer", "is_lost", "is_starting", "on_cancelled", "wire", "wire_tag")
+
+    def __init__(self, attach: Attach, on_cancelled: OnCancelled, wire: WireChannel, tag: str) -> None:
+        self.attach = attach
+        self.on_cancelled = on_cancelled
+        self.is_starting = True
+        self.attach_to(wire, tag)
+
+    def attach_to(self, wire: WireChannel, tag: str) -> None:
+        """Have a consumer for *wire*, which knows it by *tag*."""
+        self.wire, self.wire_tag = wire, tag
+        self.is_lost = False
+        self.consumer = self.attach(wire, tag)
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether it consumes, or is about to."""
+        return self.wire.is_open and not self.is_lost
+
+
+class RobustChannel(Channel):
+    """A channel that comes back: after a lost connection, and after the broker closed it.
+
+    Calls, and publishes too, wait for it within their timeout. Its prefetch, its consumers and what was declared and
+    bound through it are restored. A consumer of the user's is never lost over somebody else's mistake.
+
+    Attributes:
+        close_callbacks: called with (channel, exception) whenever it is lost or closed.
+        reopen_callbacks: called with (channel) whenever it is back.
+
+    https://www.rabbitmq.com/docs/channels
+    """
+
+    QUEUE_CLASS = RobustQueue
+    EXCHANGE_CLASS = RobustExchange
+
+    _connection: RobustConnection
+
+    def __init__(
+        self,
+        connection: RobustConnection,
+        channel_number: int | None = None,
+        publisher_confirms: bool = True,
+        on_return_raises: bool = False,
+    ) -> None:
+        super().__init__(connection, channel_number, publisher_confirms, on_return_raises)
+        self.reopen_callbacks: CallbackCollection[RobustChannel, []] = CallbackCollection(self)
+        self._subscriptions: dict[str, _Subscription] = {}
+        self._waiting = connection.new_waiting_room()
+        self._live = asyncio.Event()
+        self._close_called = False
+
+    # --------------------------------------------------------------------------------------- opening, closing
+
+    async def _open(self, timeout: TimeoutType) -> None:
+        if self._opening:
+            raise RuntimeError("the channel is being opened already")
+        self._opening = True
+        self._close_called = False
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.seconds(timeout)
+        try:
+            while True:
+                transport = await self._connection.ready_transport(deadline)
+                try:
+                    wire = await self.open_on(transport, max(0.0, deadline - loop.time()))
+                    break
+                except (ConnectionClosed, ChannelInvalidStateError):
+                    if transport.is_open:
+                        raise
+        finally:
+            self._opening = False
+        if self._close_called:
+            wire.close()
+            raise ChannelInvalidStateError("the channel was closed while it was being opened")
+        if self._closed.done():
+            self._closed = loop.create_future()
+        self._connection.adopt(self)
+        self._go_live()
+
+    async def open_on(self, transport: Transport, timeout: float) -> WireChannel:
+        """Give it a new wire; :meth:`release` lets others use it.
+
+        Raises:
+            ChannelInvalidStateError, ConnectionClosed, ChannelLimitReached, TimeoutError: as :meth:`initialize`.
+        """
+        self._wire = await WireChannel.open(
+            transport,
+            self,
+            number=self._requested_number,
+            publisher_confirms=self.publisher_confirms,
+            timeout=timeout,
+        )
+        return self._wire
+
+    def _go_live(self) -> None:
+        wire = self.wire
+        self._waiting.hand_over(wire.publisher)
+        self.write_publish = wire.publish
+        self._live.set()
+
+    def release(self) -> None:
+        """It is restored."""
+        if not self._is_over:
+            self._go_live()
+            self.reopen_callbacks()
+
+    async def reopen(self) -> None:
+        """Open it again after it was closed; one that is open gets a new wire, with all that was on the old one."""
+        if self._is_over or self._wire is None:
+            await self.close()
+            await self._open(None)
+        else:
+            self._wire.close()
+            await self.ready()
+
+    async def close(self, exc: BaseException | None = None, *, timeout: float = CLOSE_TIMEOUT) -> None:
+        """As :meth:`Channel.close`; it does not come back, and what was declared through it alone is not restored.
+
+        Publishes that still wait for the connection end as PublishNotSent. It never raises.
+        """
+        self._close_called = True
+        await super().close(exc, timeout=timeout)
+        if self._wire is not None:
+            self._end(ChannelClosed("the channel was closed", reply_code=200, reply_text="Normal shutdown"))
+
+    @property
+    def _is_over(self) -> bool:
+        return self._close_called or self._connection.close_called or self._connection.is_closed
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it is closed for good, or not yet opened; not while it is being restored."""
+        return self._wire is None or self._is_over or self._closed.done()
+
+    @property
+    def is_live(self) -> bool:
+        """Whether what is sent on it goes out now; not while it is being restored."""
+        return not self.is_closed and self._live.is_set()
+
+    async def ready(self) -> None:
+        """Wait until the channel is restored.
+
+        Raises:
+            ChannelInvalidStateError: it is closed.
+        """
+        await self.live_wire(float("inf"))
+
+    async def restore(self, channel: object = None) -> None:
+        """Check all that was declared, bound and consumed through it, now.
+
+        Args:
+            channel: as in aio-pika before 9; ignored.
+
+        Raises:
+            TopologyError: the broker refuses some of it; the cause says why.
+            ChannelInvalidStateError: it is closed.
+        """
+        await self.restore_records(*self._connection.keys_of(self))
+
+    async def restore_records(self, *keys: Key) -> None:
+        """As :meth:`restore`, for these and what belongs to them.
+
+        Raises:
+            TopologyError, ChannelInvalidStateError: as :meth:`restore`.
+        """
+        await self._connection.restore_records(keys)
+        await self.ready()
+
+    # ---------------------------------------------------------------------------------- waiting for the wire
+
+    async def live_wire(self, seconds: float) -> tuple[WireChannel, float]:
+        """The channel below, once it is restored, and how many of *seconds* are left then.
+
+        Raises:
+            ChannelInvalidStateError: it is closed, or was never opened.
+            TimeoutError: it is not back in time.
+        """
+        wire = self.wire
+        if self._live.is_set() and not self._is_over:
+            return wire, seconds
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        try:
+            async with asyncio.timeout_at(deadline):
+                while not self._is_over and not self._closed.done():
+                    await self._live.wait()
+                    if self.is_live:
+                        return self.wire, max(0.0, deadline - loop.time())
+        except TimeoutError:
+            raise TimeoutError(f"nothing was sent within {seconds:g} s: {self._connection.why_down()}") from None
+        raise ChannelInvalidStateError("the channel is closed")
+
+    def _refuse_publish(self, *_: object) -> Any:
+        if self._wire is not None:
+            raise ChannelInvalidStateError("the channel is closed")
+        return super()._refuse_publish()
+
+    def take_back(self, publish: Publish, error: Exception) -> bool:
+        """*publish* waits for the next wire."""
+        return not self._is_over and self._waiting.add(publish)
+
+    def on_wire_lost(self, wire: WireChannel, error: Exception) -> None:
+        """The wire is gone: wait for another one, unless it was the user who closed."""
+        if wire is not self._wire:
+            return
+        was_live = self._live.is_set()
+        self._live.clear()
+        self.write_publish = self._waiting.publish
+        if self._is_over:
+            self._end(error)
+        elif was_live:
+            self._log_loss(error)
+            self.close_callbacks(error)
+            if wire.transport.is_open:
+                self._connection.on_channel_lost(self, error)
+
+    def _end(self, error: Exception) -> None:
+        if self._closed.done():
+            return
+        self.write_publish = self._refuse_publish
+        self._waiting.fail(error)
+        subscriptions, self._subscriptions = self._subscriptions, {}
+        for subscription in subscriptions.values():
+            if not subscription.is_attached:  # else its wire tells it
+                subscription.consumer.on_end(error)
+        self._connection.forget_channel(self)
+        super()._end(error)
+        self._live.set()  # those who wait for it look what has become of it
+
+    def give_up(self, error: Exception) -> None:
+        """The connection is closed for good."""
+        if self._wire is not None:
+            self._end(error)
+
+    # --------------------------------------------------------------------------------------------- remembering
+
+    def remember(self, record: Record) -> None:
+        """*record* is to be true on every connection from now on."""
+        self._connection.remember(record, self)
+
+    @contextlib.contextmanager
+    def forgetting(self, key: Key) -> Iterator[None]:
+        """The record of that identity, and what the broker deletes along, is forgotten, unless the block raises."""
+        with self._connection.forgetting(key):
+            yield
+
+    def new_queue_name(self) -> str:
+        """A name of its own, which stays the same over reconnects."""
+        return f"amq_{self.new_consumer_tag().partition('.')[2]}"
+
+    def follow_name_of(self, queue: RobustQueue) -> None:
+        """Change ``queue.name`` when the broker chooses another one."""
+        self._connection.follow_name_of(queue)
+
+    # ----------------------------------------------------------------------------------------------- consumers
+
+    async def subscribe(
+        self,
+        record: ConsumerRecord,
+        attach: Attach,
+        timeout: TimeoutType,
+        *,
+        on_cancelled: OnCancelled,
+        robust: bool,
+    ) -> None:
+        """Start a consumer, and have it back when the channel is.
+
+        Args:
+            record: what is consumed, and how.
+            attach: makes the consumer for a wire.
+            timeout: seconds, waiting for the channel included; None for the connection's ``operation_timeout``.
+            on_cancelled: what happens when the broker cancels it.
+            robust: whether it comes back.
+
+        Raises:
+            DuplicateConsumerTag and others: as :meth:`Channel.subscribe`.
+        """
+        if not robust:
+            await super().subscribe(record, attach, timeout, on_cancelled=on_cancelled, robust=robust)
+            return
+        wire, seconds = await self.live_wire(self.seconds(timeout))
+        tag = record.consumer_tag
+        if tag in self._subscriptions:
+            raise DuplicateConsumerTag(f"the channel has a consumer tagged {tag!r} already")
+        self._subscriptions[tag] = subscription = _Subscription(attach, on_cancelled, wire, tag)
+        try:
+            await consume(wire, record, subscription.consumer, seconds)
+        except BaseException:
+            del self._subscriptions[tag]
+            raise
+        subscription.is_starting = False
+        self.remember(record)
+
+    async def resubscribe(self, record: ConsumerRecord, timeout: float) -> None:
+        """Consume again, by a fresh tag where this wire has seen the old one already.
+
+        Raises:
+            ChannelClosed, ConnectionClosed, ChannelInvalidStateError, TimeoutError: it does not consume.
+        """
+        subscription, wire = self._subscriptions[record.consumer_tag], self.wire
+        tag = record.consumer_tag if subscription.wire is not wire else self.new_consumer_tag()
+        subscription.attach_to(wire, tag)
+        try:
+            await consume(wire, record, subscription.consumer, timeout, consumer_tag=tag)
+        except BaseException:
+            subscription.is_lost = True
+            raise
+        if self._subscriptions.get(record.consumer_tag) is not subscription and wire.is_open:  # cancelled meanwhile
+            await wire.cancel(tag, timeout, nowait=True)
+
+    def is_open_on(self, transport: Transport) -> bool:
+        """Whether it has an open wire on *transport*."""
+        return self._wire is not None and self._wire.is_open and self._wire.transport is transport
+
+    def is_attached(self, record: ConsumerRecord) -> bool:
+        """Whether it consumes, or has been cancelled."""
+        subscription = self._subscriptions.get(record.consumer_tag)
+        return subscription is None or subscription.is_attached
+
+    async def unsubscribe(
+        self, consumer_tag: str, timeout: TimeoutType, *, nowait: bool = False
+    ) -> Basic.CancelOk | None:
+        """Stop a consumer, by the tag that :meth:`Queue.consume` returned or the one that its messages have.
+
+        Raises:
+            TimeoutError: no answer in time; the late one is swallowed, and it does not come back.
+        """
+        known_as = next((t for t, s in self._subscriptions.items() if consumer_tag in {t, s.wire_tag}), None)
+        if known_as is None:
+            return await super().unsubscribe(consumer_tag, timeout, nowait=nowait)
+        subscription = self._subscriptions.pop(known_as)
+        self._connection.forget(consumer_key(self.key, known_as))
+        try:
+            if subscription.is_attached:
+                return await subscription.wire.cancel(subscription.wire_tag, self.seconds(timeout), nowait=nowait)
+        except (ChannelInvalidStateError, ChannelClosed, ConnectionClosed):
+            pass  # it went with its wire
+        return None if nowait else Basic.CancelOk(known_as)
+
+    def keeps_consumer(self, consumer_tag: str, error: Exception) -> bool:
+        """Whether it will be back: unless it was cancelled or forgotten, or is not to outlive a broker's cancel."""
+        subscription = self._subscriptions.get(consumer_tag)
+        key = consumer_key(self.key, consumer_tag)
+        if subscription is None or self._is_over:
+            return False
+        if not subscription.is_starting and not self._connection.is_remembered(key):
+            return False
+        if isinstance(error, ConsumerCancelled):
+            if subscription.on_cancelled != "resubscribe":
+                del self._subscriptions[consumer_tag]
+                self._connection.forget(key)
+                return False
+            subscription.is_lost = True
+            _log.warning("%s It will be subscribed again.", printable(str(error)))
+            self._connection.refresh_queue_of(key)
+        return True
+
+    def drop_consumer(self, consumer_tag: str) -> None:
+        """Its queue was deleted by the user."""
+        subscription = self._subscriptions.pop(consumer_tag, None)
+        if subscription is not None and not subscription.is_attached:  # else the broker tells
+            subscription.consumer.on_end(ConsumerCancelled(consumer_tag))

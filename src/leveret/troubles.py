@@ -1,0 +1,110 @@
+"""What the broker refuses, or takes away again and again, and when the next attempt is due.
+
+Times are in event loop time. Nothing here waits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+from leveret.exceptions import ChannelLockedResource
+from leveret.log import printable
+from leveret.records import Key
+
+_FIRST_PAUSE, _MAX_PAUSE = 0.2, 30.0
+_MAX_LOCKED_PAUSE = 1.0
+"""For an exclusive queue (405): it is there as soon as the broker notices that the old link is dead."""
+_FORGIVEN_AFTER = 60.0
+"""Seconds without a loss after which earlier losses count no more."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Trouble:
+    """Something that is not as the user wants it.
+
+    Attributes:
+        what: for people.
+        error: what was said about it last.
+        attempts: how often in a row.
+        at: when the last time was.
+        due: when it is tried again.
+    """
+
+    what: str
+    error: Exception
+    attempts: int
+    at: float
+    due: float
+
+    def __str__(self) -> str:
+        times = f" ({self.attempts} times)" if self.attempts > 1 else ""
+        return printable(f"{self.what}: {self.error}{times}")
+
+
+class Troubles:
+    """The troubles of one connection, by the key of what they are about.
+
+    Args:
+        time: event loop time.
+    """
+
+    def __init__(self, time: Callable[[], float]) -> None:
+        self._time = time
+        self._troubles: dict[Key, Trouble] = {}
+
+    def get(self, key: Key) -> Trouble | None:
+        """What is wrong with that."""
+        return self._troubles.get(key)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._troubles
+
+    def refused(self, key: Key, what: str, error: Exception) -> Trouble:
+        """It cannot be restored now: try again after a pause that grows."""
+        earlier = self._troubles.get(key)
+        attempts = 1 if earlier is None else earlier.attempts + 1
+        pause = _pause(attempts)
+        if isinstance(error, ChannelLockedResource):
+            pause = min(pause, _MAX_LOCKED_PAUSE)
+        return self._note(key, what, error, attempts, pause)
+
+    def lost(self, key: Key, what: str, error: Exception) -> Trouble:
+        """It was restored, and is gone: try again at once, but if that goes on after a pause that grows."""
+        earlier = self._troubles.get(key)
+        in_a_row = earlier is not None and self._time() - earlier.at < _FORGIVEN_AFTER
+        attempts = earlier.attempts + 1 if earlier is not None and in_a_row else 1
+        return self._note(key, what, error, attempts, _pause(attempts - 1) if attempts > 1 else 0.0)
+
+    def _note(self, key: Key, what: str, error: Exception, attempts: int, pause: float) -> Trouble:
+        now = self._time()
+        self._troubles[key] = trouble = Trouble(what, error, attempts, now, now + pause)
+        return trouble
+
+    def over(self, key: Key) -> None:
+        """It is as it should be, or nobody wants it any more."""
+        self._troubles.pop(key, None)
+
+    def hurry(self, key: Key) -> None:
+        """Something has changed: try it again now."""
+        if (trouble := self._troubles.get(key)) is not None:
+            self._troubles[key] = dataclasses.replace(trouble, due=0.0)
+
+    def may_try(self, key: Key) -> bool:
+        """Whether nothing is wrong with it, or the next attempt is due."""
+        trouble = self._troubles.get(key)
+        return trouble is None or trouble.due <= self._time()
+
+    def next_due(self, after: float) -> float:
+        """When the first attempt after that moment is due; ``math.inf`` if there is none."""
+        return min((trouble.due for trouble in self._troubles.values() if trouble.due > after), default=math.inf)
+
+    def current(self, is_well: Callable[[Key], bool]) -> list[Trouble]:
+        """Those to be told of: all but what is well again and was lost once only, or not for long."""
+        forgiven = self._time() - _FORGIVEN_AFTER
+        return [t for key, t in self._troubles.items() if not is_well(key) or (t.attempts > 1 and t.at > forgiven)]
+
+
+def _pause(attempts: int) -> float:
+    return float(min(_MAX_PAUSE, _FIRST_PAUSE * 2 ** min(attempts - 1, 20)))

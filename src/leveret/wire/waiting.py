@@ -1,0 +1,124 @@
+"""Publishes that wait for a channel to be there: in their order, each within its deadline, bounded in all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from leveret.exceptions import PublishNotSent, PublishNotSentInTime
+from leveret.outcome import fail
+from leveret.wire.codec import Properties, PublishEncoder, encode_properties
+from leveret.wire.publisher import Publish, Publisher
+
+
+class Budget:
+    """How much may wait at a time on one connection."""
+
+    __slots__ = ("bytes", "count", "max_bytes", "max_count")
+
+    def __init__(self, max_count: int, max_bytes: int) -> None:
+        self.max_count = max_count
+        self.max_bytes = max_bytes
+        self.count = 0
+        self.bytes = 0
+
+    def take(self, size: int) -> bool:
+        """Make room for *size* bytes more; False if there is none."""
+        if self.count >= self.max_count or (self.bytes + size > self.max_bytes and self.count):
+            return False
+        self.count += 1
+        self.bytes += size
+        return True
+
+    def give_back(self, size: int) -> None:
+        """What :meth:`take` took."""
+        self.count -= 1
+        self.bytes -= size
+
+
+class WaitingRoom:
+    """Publishes for one channel while it has no wire.
+
+    Args:
+        budget: shared by the channels of a connection.
+        timeout: seconds for a publish that names none.
+        frame_max: bytes; what could not be sent anyway is refused at once.
+        why: says why they wait, for errors.
+    """
+
+    def __init__(self, budget: Budget, timeout: float, frame_max: int, why: Callable[[], str]) -> None:
+        self._budget = budget
+        self._timeout = timeout
+        self._encoder = PublishEncoder(1, frame_max)
+        self._why = why
+        self._waiting: dict[Publish, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def publish(
+        self,
+        exchange: str,
+        routing_key: str,
+        properties: Properties,
+        body: bytes,
+        mandatory: bool,
+        timeout: float | None,
+        retry_unknown: bool = False,
+    ) -> Coroutine[Any, Any, Any]:
+        """As :meth:`~leveret.wire.publisher.Publisher.publish`, but later.
+
+        Raises:
+            PublishNotSent: too many wait already.
+            ValueError, TypeError: a property that AMQP cannot carry.
+            MessageTooLarge: the headers do not fit into one frame.
+        """
+        encoded = encode_properties(properties)
+        self._encoder.encode(exchange, routing_key, mandatory, encoded, b"")  # raises what sending it would
+        seconds = self._timeout if timeout is None else timeout
+        loop = asyncio.get_running_loop()
+        publish = Publish(self, loop, exchange, routing_key, encoded, body, mandatory, seconds, retry_unknown)
+        if not self.add(publish):
+            budget = self._budget
+            raise PublishNotSent(
+                f"{budget.count} publishes ({budget.bytes} bytes) wait for the connection already: {self._why()}"
+            )
+        return publish
+
+    def add(self, publish: Publish) -> bool:
+        """Let *publish* wait behind the others; False if there is no room."""
+        if not self._budget.take(len(publish.body)):
+            return False
+        self._waiting[publish] = None
+        publish.holder = self
+        publish.add_done_callback(self._forget)
+        publish.limit_time()
+        return True
+
+    def hand_over(self, publisher: Publisher) -> None:
+        """The channel is back: *publisher* sends them, in their order."""
+        for publish in self._take_all():
+            publisher.adopt(publish)
+
+    def fail(self, error: Exception) -> None:
+        """The channel will not come back."""
+        for publish in self._take_all():
+            lost = PublishNotSent(f"not sent: {error}")
+            lost.__cause__ = error
+            fail(publish, lost)
+
+    def _take_all(self) -> list[Publish]:
+        waiting, self._waiting = self._waiting, {}
+        for publish in waiting:
+            self._budget.give_back(len(publish.body))
+        return [publish for publish in waiting if not publish.done()]
+
+    def _forget(self, publish: asyncio.Future[Any]) -> None:
+        if isinstance(publish, Publish) and publish in self._waiting:
+            del self._waiting[publish]
+            self._budget.give_back(len(publish.body))
+
+    def timeout_error(self, publish: Publish) -> Exception:
+        """What a publish fails with whose time is up."""
+        return PublishNotSentInTime(f"not sent within {publish.timeout:g} s: {self._why()} ({publish})")
