@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import secrets
-from collections.abc import Callable, Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any
 
 from pamqp.base import Frame
@@ -300,7 +300,7 @@ class Channel:
         """*record* is true now, and the user wants it to stay so; a plain channel keeps no records."""
 
     @contextlib.contextmanager
-    def forgetting(self, key: Key) -> Iterator[None]:
+    def forgetting(self, key: Key) -> Generator[None]:
         """The record of that identity is no longer true, unless the block raises; a plain channel keeps no records."""
         yield
 

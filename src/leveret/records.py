@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from pamqp.base import Frame
 from pamqp.commands import Basic
@@ -242,9 +242,10 @@ def canonical(arguments: Arguments) -> bytes:
 
 def _sorted(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _sorted(value[key]) for key in sorted(value)}
+        table = cast("Mapping[str, Any]", value)
+        return {key: _sorted(table[key]) for key in sorted(table)}
     if isinstance(value, list | tuple) and not isinstance(value, time.struct_time):  # that one is a timestamp
-        return [_sorted(item) for item in value]
+        return [_sorted(item) for item in cast("Iterable[Any]", value)]
     return value
 
 
@@ -257,9 +258,9 @@ def with_own_arguments(record: Record) -> Record:
 
 def _copied(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_copied(item) for item in value]
+        return {key: _copied(item) for key, item in cast("Mapping[str, Any]", value).items()}
+    if isinstance(value, list | tuple) and not isinstance(value, time.struct_time):
+        return [_copied(item) for item in cast("Iterable[Any]", value)]
     return copy.copy(value)
 
 

@@ -55,7 +55,7 @@ _STEP = 10.0
 """Seconds for each answer of the broker while restoring."""
 _CONSUME = 5.0
 """Seconds for a consume-ok: a queue without a leader may owe it for long, and its channel waits for it."""
-_PIPELINE = 100
+_PIPELINE = 25
 """Declarations that are sent ahead of their answers."""
 _STABLE_AFTER, _MAX_FLAP_PAUSE = 1.0, 2.0
 """A link that was ready for less than so many seconds flaps: the next attempt waits, up to so long."""
@@ -109,13 +109,19 @@ class _ChannelLost:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class _ConsumerLost:
+    record: ConsumerRecord
+    error: Exception
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Refresh:
     """These records may be true no longer."""
 
     keys: tuple[Key, ...]
 
 
-_Event: TypeAlias = _LinkLost | _ChannelLost | _Refresh
+_Event: TypeAlias = _LinkLost | _ChannelLost | _ConsumerLost | _Refresh
 
 
 class _Private:
@@ -152,6 +158,7 @@ class Recovery:
 
     Args:
         topology: what is to be restored.
+        loop: where it runs.
         channels: those that the user has open.
         connect: one attempt at each host; returns an open transport.
         retry: how to go on after a loss.
@@ -165,6 +172,7 @@ class Recovery:
         self,
         topology: Topology,
         *,
+        loop: asyncio.AbstractEventLoop,
         channels: Callable[[], Iterable[Subscriptions]],
         connect: Callable[[], Awaitable[Transport]],
         retry: RetryPolicy,
@@ -188,7 +196,7 @@ class Recovery:
         self._wake = asyncio.Event()
         self._refreshing: list[asyncio.Future[None]] = []
         self._done: set[Key] = set()
-        self._troubles = Troubles(asyncio.get_running_loop().time)
+        self._troubles = Troubles(loop.time)
         self._ready_at: float | None = None
         self._flaps = 0
         self._task: asyncio.Task[None] | None = None
@@ -237,6 +245,10 @@ class Recovery:
         """A channel lost its wire on a link that is there."""
         self._post(_ChannelLost(channel, error))
 
+    def on_consumer_lost(self, record: ConsumerRecord, error: Exception) -> None:
+        """The broker cancelled a consumer: its queue may be gone, and with it its bindings."""
+        self._post(_ConsumerLost(record, error))
+
     def refresh(self, *keys: Key) -> None:
         """Declare these again, and see what else is missing: the broker may not have them any more."""
         self._post(_Refresh(keys))
@@ -263,12 +275,17 @@ class Recovery:
         """The record is gone."""
         self._done.discard(key)
         self._troubles.over(key)
+        self._troubles.over(("lost", *key))
 
     @property
     def troubles(self) -> list[Trouble]:
         """What is not restored, and the channels that were lost more than once lately."""
-        live = {channel_key(channel) for channel in self._channels() if channel.is_live}
-        return self._troubles.current(live.__contains__)
+        well: set[Key] = set()
+        for channel in self._channels():
+            if channel.is_live:
+                well.add(channel_key(channel))
+                well |= {_lost_key(r) for r in self._topology.consumers(channel.key) if channel.is_attached(r)}
+        return self._troubles.current(well.__contains__)
 
     def trouble(self, key: Key) -> Trouble | None:
         """What is wrong with that record."""
@@ -387,6 +404,9 @@ class Recovery:
                 self._troubles.lost(channel_key(channel), f"channel {channel}", error)
                 if isinstance(error, ChannelNotFoundEntity):  # somebody deleted it: was it ours?
                     self._done.clear()
+            case _ConsumerLost(record, error):
+                self._troubles.lost(_lost_key(record), str(record), error)
+                self._done.difference_update(self._topology.with_dependents([queue_key(record.queue)]))
             case _Refresh(keys):
                 self._done.difference_update(keys)
                 for key in keys:
@@ -437,8 +457,13 @@ class Recovery:
 
     def _missing(self, channel: Subscriptions) -> list[ConsumerRecord]:
         """The consumers of *channel* that are to be restored now."""
-        records = self._topology.consumers(channel.key)
-        return [record for record in records if not channel.is_attached(record) and self._is_possible(record)]
+        return [
+            record
+            for record in self._topology.consumers(channel.key)
+            if not channel.is_attached(record)
+            and self._is_possible(record)
+            and self._troubles.may_try(_lost_key(record))
+        ]
 
     def _is_incomplete(self, channel: Subscriptions, transport: Transport) -> bool:
         if channel.is_closed or not self._troubles.may_try(channel_key(channel)):
@@ -551,6 +576,11 @@ class Recovery:
 def channel_key(channel: Subscriptions) -> Key:
     """By which a channel is known where records are known by theirs."""
     return "channel", channel.key
+
+
+def _lost_key(record: ConsumerRecord) -> Key:
+    """By which it is known how often the broker cancelled a consumer."""
+    return "lost", *record.key
 
 
 def _is_reply_to(queue: str) -> bool:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import ssl as ssl_module
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 from pamqp.commands import Connection as ConnectionMethods
@@ -30,7 +30,7 @@ from leveret.exceptions import (
 from leveret.hosts import Hosts, Resolver
 from leveret.lifecycle import ConnectionState, Health
 from leveret.log import get_logger, printable
-from leveret.records import ConsumerRecord, Key, Record, queue_key
+from leveret.records import ConsumerRecord, Key, Record
 from leveret.recovery import Recovery, channel_key
 from leveret.retry import RetryPolicy, is_retryable
 from leveret.robust_channel import RobustChannel, RobustQueue
@@ -104,6 +104,7 @@ class RobustConnection(Connection):
         self._first_retry = first_retry or (None if self.fail_fast else retry)
         self._recovery = Recovery(
             self._topology,
+            loop=self.loop,
             channels=self._robust_channels,
             connect=self._connect_to_any,
             retry=retry,
@@ -312,7 +313,7 @@ class RobustConnection(Connection):
             pass
 
     @contextlib.contextmanager
-    def forgetting(self, key: Key) -> Iterator[None]:
+    def forgetting(self, key: Key) -> Generator[None]:
         """It is no longer true, unless the block raises; when time is up it may be, and was meant to be."""
         forgotten = self._topology.forget(key)
         try:
@@ -345,11 +346,11 @@ class RobustConnection(Connection):
         else:
             self._recovery.on_channel_lost(channel, error)
 
-    def refresh_queue_of(self, consumer: Key) -> None:
-        """The broker cancelled that consumer: its queue may be gone, and with it its bindings."""
+    def on_consumer_lost(self, consumer: Key, error: Exception) -> None:
+        """The broker cancelled that consumer."""
         record = self._topology.get(consumer)
         if isinstance(record, ConsumerRecord):
-            self._recovery.refresh(consumer, *self._topology.with_dependents([queue_key(record.queue)]))
+            self._recovery.on_consumer_lost(record, error)
 
     def keys_of(self, channel: RobustChannel) -> list[Key]:
         """What was declared, bound and consumed through *channel*."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from pamqp.commands import Basic
@@ -331,7 +331,7 @@ class RobustChannel(Channel):
         self._connection.remember(record, self)
 
     @contextlib.contextmanager
-    def forgetting(self, key: Key) -> Iterator[None]:
+    def forgetting(self, key: Key) -> Generator[None]:
         """The record of that identity, and what the broker deletes along, is forgotten, unless the block raises."""
         with self._connection.forgetting(key):
             yield
@@ -389,7 +389,9 @@ class RobustChannel(Channel):
         Raises:
             ChannelClosed, ConnectionClosed, ChannelInvalidStateError, TimeoutError: it does not consume.
         """
-        subscription, wire = self._subscriptions[record.consumer_tag], self.wire
+        subscription, wire = self._subscriptions.get(record.consumer_tag), self.wire
+        if subscription is None:  # cancelled meanwhile
+            return
         tag = record.consumer_tag if subscription.wire is not wire else self.new_consumer_tag()
         subscription.attach_to(wire, tag)
         try:
@@ -444,7 +446,7 @@ class RobustChannel(Channel):
                 return False
             subscription.is_lost = True
             _log.warning("%s It will be subscribed again.", printable(str(error)))
-            self._connection.refresh_queue_of(key)
+            self._connection.on_consumer_lost(key, error)
         return True
 
     def drop_consumer(self, consumer_tag: str) -> None:

@@ -70,7 +70,8 @@ class Topology:
         Returns:
             What went, for :meth:`bring_back`.
         """
-        due, forgotten = deque([key]), []
+        due = deque([key])
+        forgotten: list[Forgotten] = []
         while due:
             lost = due.popleft()
             owners = frozenset(self._owners.get(lost, ()))

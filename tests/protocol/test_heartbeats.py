@@ -105,7 +105,7 @@ async def live_on(what: str) -> None:
             await until(lambda: link.connection.blocked)
 
 
-async def test_a_loop_that_stood_still_reads_what_waits_before_it_judges() -> None:
+async def test_a_loop_that_stood_still_reads_what_waits_before_it_judges(caplog: pytest.LogCaptureFixture) -> None:
     async with linked(query="heartbeat=1", lenient=True) as link:
         link.session.send_heartbeat()
         await link.fence()
@@ -115,6 +115,8 @@ async def test_a_loop_that_stood_still_reads_what_waits_before_it_judges() -> No
             await asyncio.sleep(0.25)
             assert not link.connection.is_closed
             link.session.send_heartbeat()
+    (line,) = [record.getMessage() for record in caplog.records if "stood still" in record.getMessage()]
+    assert "2." in line
 
 
 async def test_a_loop_that_stood_still_finds_a_dead_peer_dead_soon_after() -> None:

@@ -47,7 +47,6 @@ _log = get_logger(__name__)
 
 
 _BASIC_PUBLISH = (60, 40)
-_init_future = asyncio.Future.__init__
 
 
 class PublishOwner(Protocol):
@@ -109,7 +108,7 @@ class Publish(Outcome[Any]):
         timeout: float,
         retry_unknown: bool,
     ) -> None:
-        _init_future(self, loop=loop)
+        super().__init__(loop=loop)
         self.holder = holder
         self.exchange = exchange
         self.routing_key = routing_key

@@ -55,6 +55,8 @@ _log = get_logger(__name__)
 _HAPPY_EYEBALLS_DELAY = 0.25  # RFC 8305: so that one silent address does not use up the whole time
 E = TypeVar("E", bound=Exception)
 
+_STALL = 1.0
+"""Seconds that a timer may be late before it is told: the event loop was blocked."""
 _LAST_WORDS = 1.0
 """Seconds that a close frame may take to leave before the socket is aborted."""
 
@@ -113,6 +115,7 @@ class Transport(asyncio.BufferedProtocol):
         self._decoder = FrameDecoder(self._on_frame, self.channels)
         self._last_read = self._loop.time()
         self._heartbeat_timer: asyncio.TimerHandle | None = None
+        self._beat_due = 0.0
         self._suspected = False
 
         self._last_number = 0
@@ -234,7 +237,7 @@ class Transport(asyncio.BufferedProtocol):
         if self._stage_timer is not None:
             self._stage_timer.cancel()
         if self.heartbeat:
-            self._heartbeat_timer = self._loop.call_later(self.heartbeat / 2, self._beat)
+            self._schedule_beat(self.heartbeat / 2)
         if not self._opened.done():
             self._opened.set_result(None)
 
@@ -408,8 +411,15 @@ class Transport(asyncio.BufferedProtocol):
 
     # -------------------------------------------------------------------------------------------- heartbeats
 
+    def _schedule_beat(self, seconds: float) -> None:
+        self._beat_due = self._loop.time() + seconds
+        self._heartbeat_timer = self._loop.call_at(self._beat_due, self._beat)
+
     def _beat(self) -> None:
-        silence = self._loop.time() - self._last_read
+        now = self._loop.time()
+        silence = now - self._last_read
+        if (late := now - self._beat_due) > _STALL:
+            _log.warning("the event loop stood still for %.1f s: something blocks it, and heartbeats wait for it", late)
         if silence < 2 * self.heartbeat:
             self._suspected = False
             if not self.output.has_written:
@@ -417,11 +427,11 @@ class Transport(asyncio.BufferedProtocol):
                 self.output.flush()
             self.output.has_written = False
             until_dead = 2 * self.heartbeat - silence
-            self._heartbeat_timer = self._loop.call_later(min(self.heartbeat / 2, until_dead), self._beat)
+            self._schedule_beat(min(self.heartbeat / 2, until_dead))
         elif not self._suspected:
             # If the event loop stood still, the socket may be full of life: let it be read first.
             self._suspected = True
-            self._heartbeat_timer = self._loop.call_later(min(0.5, self.heartbeat / 4), self._beat)
+            self._schedule_beat(min(0.5, self.heartbeat / 4))
         else:
             p = self.parameters
             text = f"{p.host}:{p.port} was silent for {silence:.1f} s, two heartbeat intervals of {self.heartbeat} s"
