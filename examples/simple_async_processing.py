@@ -27,7 +27,7 @@ async def handle(message: leveret.IncomingMessage) -> None:
 
 
 async def main() -> None:
-    async with await leveret.connect(URL) as connection:
+    async with await leveret.connect_robust(URL) as connection:
         channel = await connection.channel()
         await channel.set_qos(prefetch_count=5)  # which is also how many callbacks may run at a time
         queue = await channel.declare_queue(QUEUE, durable=True)

@@ -18,7 +18,7 @@ QUEUE = "leveret.demo"
 
 
 async def main() -> None:
-    async with await leveret.connect(URL) as connection:
+    async with await leveret.connect_robust(URL) as connection:
         channel = await connection.channel()
         await channel.set_qos(prefetch_count=20)  # how many messages the broker may send ahead
         queue = await channel.declare_queue(QUEUE, durable=True)

@@ -15,7 +15,7 @@ QUEUE = "leveret.demo"
 
 
 async def main() -> None:
-    async with await leveret.connect(URL) as connection:
+    async with await leveret.connect_robust(URL) as connection:
         # A message that no queue takes comes back, and publish() raises MessageReturned.
         channel = await connection.channel(on_return_raises=True)
         await channel.declare_queue(QUEUE, durable=True)
