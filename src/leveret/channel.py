@@ -31,6 +31,8 @@ from leveret.wire.methods import make
 from leveret.wire.publisher import Publish
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from leveret.connection import Connection
 
 _log = get_logger(__name__)
@@ -100,11 +102,11 @@ class Channel:
 
     # --------------------------------------------------------------------------------------- opening, closing
 
-    def __await__(self) -> Generator[Any, Any, Channel]:
+    def __await__(self) -> Generator[Any, Any, Self]:
         yield from self.initialize().__await__()
         return self
 
-    async def __aenter__(self) -> Channel:
+    async def __aenter__(self) -> Self:
         if not self.is_initialized:
             await self.initialize()
         return self

@@ -222,6 +222,7 @@ class RobustConnection(Connection):
         if new is ConnectionState.RECONNECTING:
             self.connected.clear()
             _log.warning("%s: connection lost, reconnecting: %s", self, printable(str(cause)))
+            _log.debug("%s: connection lost", self, exc_info=cause)
         elif new is ConnectionState.READY:
             self.connected.set()
             self.connection_attempt += 1

@@ -18,6 +18,7 @@ from leveret.callbacks import CallbackCollection
 from leveret.channel import CLOSE_TIMEOUT, Channel, consume
 from leveret.consumer import Attach, OnCancelled
 from leveret.exceptions import (
+    AMQPError,
     ChannelClosed,
     ChannelInvalidStateError,
     ConnectionClosed,
@@ -154,16 +155,13 @@ class RobustChannel(Channel):
             while True:
                 transport = await self._connection.ready_transport(deadline)
                 try:
-                    wire = await self.open_on(transport, max(0.0, deadline - loop.time()))
+                    await self.open_on(transport, max(0.0, deadline - loop.time()))
                     break
-                except (ConnectionClosed, ChannelInvalidStateError):
-                    if transport.is_open:
+                except AMQPError:
+                    if transport.is_open or self._is_over:
                         raise
         finally:
             self._opening = False
-        if self._close_called:
-            wire.close()
-            raise ChannelInvalidStateError("the channel was closed while it was being opened")
         if self._closed.done():
             self._closed = loop.create_future()
         self._connection.adopt(self)
@@ -175,14 +173,18 @@ class RobustChannel(Channel):
         Raises:
             ChannelInvalidStateError, ConnectionClosed, ChannelLimitReached, TimeoutError: as :meth:`initialize`.
         """
-        self._wire = await WireChannel.open(
+        wire = await WireChannel.open(
             transport,
             self,
             number=self._requested_number,
             publisher_confirms=self.publisher_confirms,
             timeout=timeout,
         )
-        return self._wire
+        if self._is_over:
+            wire.close()
+            raise ChannelInvalidStateError("the channel was closed while it was being opened")
+        self._wire = wire
+        return wire
 
     def _go_live(self) -> None:
         wire = self.wire

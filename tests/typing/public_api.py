@@ -247,6 +247,34 @@ async def transacting(connection: Connection) -> None:
         await transaction.rollback()
 
 
+class Own(leveret.RobustConnection):
+    """A user's own connection."""
+
+
+async def robust() -> None:
+    connection = await leveret.connect_robust(
+        ["amqp://one/", "amqp://two/"],
+        retry=leveret.RetryPolicy(maximum=5),
+        credentials=login,
+        reconnect_interval=1,
+    )
+    assert_type(connection, leveret.RobustConnection)
+    assert_type(await leveret.connect_robust(connection_class=Own), Own)
+    assert_type(connection.state, leveret.ConnectionState)
+    assert_type(connection.health(), leveret.Health)
+    channel = await connection.channel()
+    assert_type(channel, leveret.RobustChannel)
+    channel.reopen_callbacks.add(lambda channel: print(channel.number))
+    queue = await channel.declare_queue("q", robust=False)
+    await queue.consume(print, on_cancelled="raise")
+    connection.on_recovery_error.add(lambda connection, record, error: print(connection.url, record, error))
+    await channel.default_exchange.publish(Message(b""), "key", wait_for_link=False, retry_unknown=True)
+
+
+async def login() -> leveret.Credentials:
+    return leveret.Credentials("user", "token", expires_in=60)
+
+
 async def failing(exchange: Exchange, queue: Queue) -> None:
     try:
         await exchange.publish(Message(b""), "key")
