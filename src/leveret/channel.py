@@ -97,7 +97,7 @@ class Channel:
         return "Not initialized channel" if self._wire is None else str(self.number)
 
     def __repr__(self) -> str:
-        state = "closed" if self.is_closed else "open"
+        state = "closed" if self.is_closed else "open" if self.is_live else "lost"
         return f"<{type(self).__name__}: {self} {state}>"
 
     # --------------------------------------------------------------------------------------- opening, closing
