@@ -308,7 +308,7 @@ class Recovery:
             if self._first_link is not None:
                 fail(self._first_link, exc)
             return
-        while True:
+        while not self._is_stopped:
             try:
                 await self._keep(transport)
             except Exception:
@@ -319,8 +319,11 @@ class Recovery:
                 await self._calm_down()
                 transport = await self._link(self._retry, is_first=False)
             except Exception as exc:
-                _log.error("gave up reconnecting: %s", printable(str(exc)))
-                self._move(Event.GAVE_UP, exc)
+                if not self._is_stopped:
+                    _log.error("gave up reconnecting: %s", printable(str(exc)))
+                    self._move(Event.GAVE_UP, exc)
+                if self._first_link is not None:
+                    fail(self._first_link, exc)
                 return
 
     async def _calm_down(self) -> None:
@@ -348,7 +351,7 @@ class Recovery:
                     raise transport.closed_error()
             except Exception as exc:
                 pause = next(pauses, None)
-                if pause is None or policy is None:
+                if pause is None or policy is None or self._is_stopped:
                     raise
                 if not policy.retryable(exc):
                     if is_first:
@@ -368,23 +371,27 @@ class Recovery:
                 self._move(Event.LINKED)
                 return transport
 
+    @property
+    def _is_stopped(self) -> bool:
+        return self.state in {ConnectionState.CLOSING, ConnectionState.CLOSED}
+
     async def _keep(self, transport: Transport) -> None:
         """Restore what is missing whenever something is, until the link is lost."""
         loop = asyncio.get_running_loop()
         while transport.is_open:
             began = loop.time()
             self._wake.clear()
-            refreshing, self._refreshing = self._refreshing, []
+            waiting = len(self._refreshing)
             while self._inbox:
                 self._on_event(self._inbox.popleft())
             await self._restore(transport)
             due = await self._chores(transport)
             if not transport.is_open:
-                self._refreshing += refreshing
                 return
-            for tried in refreshing:
+            for tried in self._refreshing[:waiting]:
                 if not tried.done():
                     tried.set_result(None)
+            del self._refreshing[:waiting]
             if self._wake.is_set():
                 continue
             if self.state is ConnectionState.RECOVERING:
@@ -443,7 +450,7 @@ class Recovery:
         channels = [channel for channel in self._channels() if self._is_incomplete(channel, transport)]
         results = await asyncio.gather(*(self._restore_channel(c, transport) for c in channels), return_exceptions=True)
         for channel, result in zip(channels, results, strict=True):
-            if isinstance(result, Exception) and transport.is_open:
+            if isinstance(result, Exception) and transport.is_open and not channel.is_closed:
                 self._on_refused(f"channel {channel}", channel_key(channel), result)
 
     def _is_due(self, record: Record) -> bool:
@@ -477,8 +484,10 @@ class Recovery:
             batch = steps[:_PIPELINE]
             try:
                 wire = await private.wire()
-            except TimeoutError as exc:
-                transport.abort(AMQPConnectionError(f"the broker opens no channel: {exc}"))
+            except Exception as exc:
+                self._on_no_channel(transport, exc)
+                for record, _ in steps:
+                    self._blame(record, transport, exc)
                 return
             replies = await asyncio.gather(*(wire.call(frame, _STEP) for _, frame in batch), return_exceptions=True)
             for (record, _), reply in zip(batch, replies, strict=True):
@@ -530,15 +539,16 @@ class Recovery:
             if not channel.is_open_on(transport):
                 try:
                     wire = await channel.open_on(transport, _STEP)
-                except TimeoutError as exc:
-                    transport.abort(AMQPConnectionError(f"the broker opens no channel: {exc}"))
-                    return
+                except Exception as exc:
+                    self._on_no_channel(transport, exc)
+                    raise
                 for record in self._topology.qos(channel.key):
-                    if self._troubles.may_try(record.key):
-                        try:
-                            await wire.call(record.method(), _STEP)
-                        except Exception as exc:
-                            self._blame(record, transport, exc)
+                    try:
+                        await wire.call(record.method(), _STEP)
+                    except Exception as exc:  # its consumers would get too much: the whole channel has to wait
+                        wire.close()
+                        self._on_trouble(record, exc)
+                        raise
             for record in self._missing(channel):
                 if not channel.is_open_on(transport):
                     break
@@ -552,6 +562,10 @@ class Recovery:
                 if not channel.is_live:
                     channel.release()
                 return
+
+    def _on_no_channel(self, transport: Transport, error: Exception) -> None:
+        if isinstance(error, TimeoutError):  # the one thing that a sound link always can
+            transport.abort(AMQPConnectionError(f"the broker opens no channel: {error}"))
 
     def _blame(self, record: Record, transport: Transport, error: BaseException) -> None:
         """*record* was refused with *error*, unless it was the link that failed."""

@@ -20,10 +20,10 @@ from yarl import URL
 from leveret.callbacks import CallbackCollection
 from leveret.channel import CLOSE_TIMEOUT
 from leveret.connection import Connection, normal_close
-from leveret.consumer import is_normal
 from leveret.credentials import CredentialsProvider, Login
 from leveret.exceptions import (
     AMQPConnectionError,
+    ChannelClosed,
     ConnectionClosed,
     TopologyError,
 )
@@ -144,6 +144,8 @@ class RobustConnection(Connection):
         for host in await self._hosts.round(self._parameters.connect_timeout):
             self._hosts.used(host)
             parameters = await self._login.apply(host.parameters)
+            if self._close_called:  # by the provider
+                raise normal_close()
             try:
                 transport = await self._open_transport(parameters, self._timeout)
             except (AMQPConnectionError, OSError) as exc:
@@ -180,7 +182,7 @@ class RobustConnection(Connection):
             deadline = self.loop.time() + CLOSE_TIMEOUT
             for channel in self._robust_channels():
                 await channel.wait_for_confirms(deadline)
-            await transport.close(ConnectionClosed("reconnect() was called"), deadline)
+            transport.leave(ConnectionClosed("reconnect() was called"))
         await self.ready()
 
     @property
@@ -221,6 +223,9 @@ class RobustConnection(Connection):
     def _on_state(self, old: ConnectionState, new: ConnectionState, cause: Exception | None) -> None:
         if new is ConnectionState.RECONNECTING:
             self.connected.clear()
+            if self._transport is not None and self._transport.blocked is not None:
+                self._transport.blocked = None
+                self.blocked_callbacks(None)
             _log.warning("%s: connection lost, reconnecting: %s", self, printable(str(cause)))
             _log.debug("%s: connection lost", self, exc_info=cause)
         elif new is ConnectionState.READY:
@@ -342,7 +347,7 @@ class RobustConnection(Connection):
 
     def on_channel_lost(self, channel: RobustChannel, error: Exception) -> None:
         """It lost its wire on a link that is there."""
-        if is_normal(error):
+        if isinstance(error, ChannelClosed) and not error.by_broker:  # the user has it reopened
             self._recovery.refresh()
         else:
             self._recovery.on_channel_lost(channel, error)

@@ -204,7 +204,7 @@ class RobustChannel(Channel):
             await self.close()
             await self._open(None)
         else:
-            self._wire.close()
+            self._wire.close(ChannelClosed("reopen() was called"))
             await self.ready()
 
     async def close(self, exc: BaseException | None = None, *, timeout: float = CLOSE_TIMEOUT) -> None:
@@ -384,6 +384,8 @@ class RobustChannel(Channel):
             raise
         subscription.is_starting = False
         self.remember(record)
+        if subscription.is_lost:  # cancelled in the turn in which it began
+            self._connection.on_consumer_lost(record.key, ConsumerCancelled(tag))
 
     async def resubscribe(self, record: ConsumerRecord, timeout: float) -> None:
         """Consume again, by a fresh tag where this wire has seen the old one already.
@@ -439,9 +441,9 @@ class RobustChannel(Channel):
         key = consumer_key(self.key, consumer_tag)
         if subscription is None or self._is_over:
             return False
-        if not subscription.is_starting and not self._connection.is_remembered(key):
-            return False
         if isinstance(error, ConsumerCancelled):
+            if not subscription.is_starting and not self._connection.is_remembered(key):
+                return False  # its queue is being deleted by the user
             if subscription.on_cancelled != "resubscribe":
                 del self._subscriptions[consumer_tag]
                 self._connection.forget(key)

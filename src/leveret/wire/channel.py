@@ -604,11 +604,15 @@ class WireChannel:
         )
         return result
 
-    def close(self) -> None:
-        """Close it, without waiting for anything; publishes that are not confirmed end as outcome unknown."""
+    def close(self, error: Exception | None = None) -> None:
+        """Close it, without waiting for anything; publishes that are not confirmed end as outcome unknown.
+
+        Args:
+            error: what those who wait get; None for a ChannelClosed that says that it was meant to be.
+        """
         if self.error is None:
             self._send_close()
-            self._end(ChannelClosed("the channel was closed", reply_code=200, reply_text="Normal shutdown"))
+            self._end(error or ChannelClosed("the channel was closed", reply_code=200, reply_text="Normal shutdown"))
 
     async def wait_closed(self, deadline: float) -> None:
         """Wait for the broker's close-ok, but not beyond *deadline* in event loop time.

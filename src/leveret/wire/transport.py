@@ -529,6 +529,15 @@ class Transport(asyncio.BufferedProtocol):
         finally:
             timer.cancel()
 
+    def leave(self, error: Exception) -> None:
+        """End it now with *error* for all who use it; the broker is told, but not waited for."""
+        if self.state is State.OPEN:
+            self.output.flush_all()
+            self.send(0, make(ConnectionMethods.Close, reply_code=200, reply_text="Normal shutdown"))
+            self.output.flush()
+            self._die(error)
+            self._last_words = self._loop.call_later(_LAST_WORDS, self._abort)
+
     async def closed(self, deadline: float) -> None:
         """Wait until it is closed, but not beyond *deadline* in event loop time."""
         try:
