@@ -61,6 +61,7 @@ class Channel:
         default_exchange: routes to the queue named by the routing key.
         key: tells it from the other channels of this process, in records of what was declared and consumed.
         handler_tasks: callbacks that run.
+        in_transaction: whether a transaction has begun on it and was not ended.
         write_publish: how exchanges publish on it, for as long as it is as it is now.
 
     https://www.rabbitmq.com/docs/channels
@@ -87,6 +88,7 @@ class Channel:
         self.key = next(_keys)
         self.write_publish: Callable[..., Coroutine[Any, Any, Any]] = self._refuse_publish
         self.handler_tasks: set[asyncio.Task[None]] = set()
+        self.in_transaction = False
         self._connection = connection
         self._requested_number = channel_number
         self._wire: WireChannel | None = None
@@ -300,6 +302,10 @@ class Channel:
 
     def remember(self, record: Record) -> None:
         """*record* is true now, and the user wants it to stay so; a plain channel keeps no records."""
+
+    def leave_transaction(self) -> None:
+        """The transaction on it was ended."""
+        self.in_transaction = False
 
     @contextlib.contextmanager
     def forgetting(self, key: Key) -> Generator[None]:

@@ -66,20 +66,23 @@ class Login:
         if self._provider is None:
             return parameters
         credentials = await self._ask(self._provider, parameters.connect_timeout)
+        self.problem, self._failures = None, 0
         return dataclasses.replace(parameters, login=credentials.login, password=credentials.password)
 
     async def renew(self, update_secret: Callable[[str], Awaitable[object]], timeout: float) -> None:
         """Ask for a new secret and pass it to *update_secret*; what goes wrong is retried, and shows in ``problem``."""
         if self._provider is None:
             return
+        first, most = _PAUSES
         try:
             credentials = await self._ask(self._provider, timeout)
             await update_secret(credentials.password)
+            self.problem, self._failures = None, 0
+            self.due = max(self.due, asyncio.get_running_loop().time() + first)
         except Exception as exc:
             self._failures += 1
             self.problem = f"the login could not be renewed: {printable(f'{type(exc).__name__}: {exc}')}"
             _log.warning("%s", self.problem)
-            first, most = _PAUSES
             self.due = asyncio.get_running_loop().time() + min(most, first * 2 ** min(self._failures - 1, 10))
 
     async def _ask(self, provider: CredentialsProvider, timeout: float) -> Credentials:
@@ -89,5 +92,4 @@ class Login:
             raise TypeError(f"the credentials provider must return Credentials, not {type(credentials).__name__}")
         life = credentials.expires_in
         self.due = math.inf if life is None else asyncio.get_running_loop().time() + life * _RENEW_AT
-        self.problem, self._failures = None, 0
         return credentials

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
-from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 from yarl import URL
 
@@ -29,15 +29,19 @@ class Hosts:
     Args:
         urls: at least one.
         resolver: asked for others before each round; None to keep to *urls*.
+        query: parameters to add to those.
 
     Raises:
         ValueError: a URL is wrong.
     """
 
-    def __init__(self, urls: Sequence[URL], resolver: Resolver | None = None) -> None:
+    def __init__(
+        self, urls: Sequence[URL], resolver: Resolver | None = None, query: Mapping[str, Any] | None = None
+    ) -> None:
+        self._query = query or {}
         self._hosts = _shuffled(urls)
         self._resolver = resolver
-        self._given: Sequence[URL | str] = ()
+        self._given: list[str] | None = None
 
     async def round(self, timeout: float) -> list[Host]:
         """Each host once, beginning with the one whose turn it is.
@@ -50,8 +54,8 @@ class Hosts:
         if self._resolver is not None:
             async with asyncio.timeout(timeout):
                 given = await self._resolver()
-            if sorted(map(str, given)) != sorted(map(str, self._given)):
-                self._hosts, self._given = _shuffled(make_urls(given)), given
+            if (names := sorted(map(str, given))) != self._given:
+                self._hosts, self._given = _shuffled(make_urls(given, **self._query)), names
         return list(self._hosts)
 
     def used(self, host: Host) -> None:

@@ -34,6 +34,7 @@ from leveret.log import get_logger, printable
 from leveret.outcome import fail
 from leveret.records import (
     ConsumerRecord,
+    Entity,
     ExchangeBinding,
     ExchangeRecord,
     Key,
@@ -141,9 +142,12 @@ class _Private:
             self._wire = await WireChannel.open(transport, self, number=number, publisher_confirms=False, timeout=_STEP)
         return self._wire
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Close it; where no other number is free, wait until its own is."""
         if self._wire is not None:
             self._wire.close()
+            if len(self._transport.channels) >= self._transport.channel_max:
+                await self._wire.wait_closed(asyncio.get_running_loop().time() + _STEP)
 
     def on_returned(self, *_: object) -> None: ...
 
@@ -165,7 +169,7 @@ class Recovery:
         on_state: told of each change (old, new, cause).
         on_trouble: told of each refusal (record, error).
         on_renamed: told when a server-named queue has another name (old, new).
-        chores: what else there is to do on a link; returns when it wants to be called again, in event loop time.
+        chores: begins what else there is to do on a link; returns when it wants to be called again, in event loop time.
     """
 
     def __init__(
@@ -179,7 +183,7 @@ class Recovery:
         on_state: Callable[[ConnectionState, ConnectionState, Exception | None], None],
         on_trouble: Callable[[Record, Exception], object],
         on_renamed: Callable[[str, str], None],
-        chores: Callable[[Transport], Awaitable[float]],
+        chores: Callable[[], float],
     ) -> None:
         self.state = ConnectionState.NEW
         self.transport: Transport | None = None
@@ -196,6 +200,7 @@ class Recovery:
         self._wake = asyncio.Event()
         self._refreshing: list[asyncio.Future[None]] = []
         self._done: set[Key] = set()
+        self._known: set[Key] = set()  # what was declared on this link at some time
         self._troubles = Troubles(loop.time)
         self._ready_at: float | None = None
         self._flaps = 0
@@ -266,14 +271,21 @@ class Recovery:
         self.refresh(*keys)
         await tried
 
+    def hurry(self) -> None:
+        """What was in the way is gone: try again what is due later."""
+        self._troubles.hurry_all()
+        self._wake.set()
+
     def on_done(self, key: Key) -> None:
         """The user has just declared, bound or consumed that."""
         self._done.add(key)
+        self._known.add(key)
         self._troubles.over(key)
 
     def on_forgotten(self, key: Key) -> None:
         """The record is gone."""
         self._done.discard(key)
+        self._known.discard(key)
         self._troubles.over(key)
         self._troubles.over(("lost", *key))
 
@@ -367,6 +379,7 @@ class Recovery:
             else:
                 self.transport = transport
                 self._done.clear()
+                self._known.clear()
                 self._ready_at = None
                 self._move(Event.LINKED)
                 return transport
@@ -385,7 +398,7 @@ class Recovery:
             while self._inbox:
                 self._on_event(self._inbox.popleft())
             await self._restore(transport)
-            due = await self._chores(transport)
+            due = self._chores()
             if not transport.is_open:
                 return
             for tried in self._refreshing[:waiting]:
@@ -443,15 +456,26 @@ class Recovery:
         try:
             for kind in (ExchangeRecord, QueueRecord, QueueBinding | ExchangeBinding):
                 plan = [record for record in self._topology.plan() if isinstance(record, kind) and self._is_due(record)]
-                await self._declare(private, transport, [(record, record.method()) for record in plan])
-            await self._check_consumers(private, transport)
+                await self._declare(private, transport, [(record, self._method(record)) for record in plan])
+            tried_out = await self._check_consumers(private, transport)
+            if not tried_out:
+                await private.close()
+            await self._restore_channels(transport)
         finally:
-            private.close()
+            await private.close()
+
+    async def _restore_channels(self, transport: Transport) -> None:
         channels = [channel for channel in self._channels() if self._is_incomplete(channel, transport)]
         results = await asyncio.gather(*(self._restore_channel(c, transport) for c in channels), return_exceptions=True)
         for channel, result in zip(channels, results, strict=True):
             if isinstance(result, Exception) and transport.is_open and not channel.is_closed:
                 self._on_refused(f"channel {channel}", channel_key(channel), result)
+
+    def _method(self, record: Entity) -> Frame:
+        """How to make sure of it; a queue that the broker named on this link may still be there."""
+        if isinstance(record, QueueRecord):
+            return record.method(passive=record.server_named and record.key in self._known)
+        return record.method()
 
     def _is_due(self, record: Record) -> bool:
         """Whether it is not true yet, and now is the time to make it so."""
@@ -464,13 +488,14 @@ class Recovery:
 
     def _missing(self, channel: Subscriptions) -> list[ConsumerRecord]:
         """The consumers of *channel* that are to be restored now."""
-        return [
-            record
-            for record in self._topology.consumers(channel.key)
-            if not channel.is_attached(record)
-            and self._is_possible(record)
-            and self._troubles.may_try(_lost_key(record))
-        ]
+        return [record for record in self._topology.consumers(channel.key) if self._is_missing(record, channel)]
+
+    def _is_missing(self, record: ConsumerRecord, channel: Subscriptions) -> bool:
+        """Whether it is to be restored now: not before it was looked at why it was lost."""
+        if channel.is_attached(record) or not self._is_possible(record):
+            return False
+        news = any(isinstance(event, _ConsumerLost) and event.record.key == record.key for event in self._inbox)
+        return not news and record.key in self._topology and self._troubles.may_try(_lost_key(record))
 
     def _is_incomplete(self, channel: Subscriptions, transport: Transport) -> bool:
         if channel.is_closed or not self._troubles.may_try(channel_key(channel)):
@@ -494,8 +519,13 @@ class Recovery:
                 del steps[0]
                 if isinstance(reply, BaseException):
                     # The first that failed is to blame. Those behind it were not looked at, or have to wait.
+                    await private.close()
+                    if isinstance(reply, ChannelNotFoundEntity) and record.key in self._known:
+                        self._known.discard(record.key)
+                        if isinstance(record, QueueRecord):  # it has gone, and the broker has to name another one
+                            steps.insert(0, (record, record.method()))
+                            break
                     self._blame(record, transport, reply)
-                    private.close()
                     break
                 self._on_declared(record, reply)
 
@@ -509,20 +539,30 @@ class Recovery:
             key = queue_key(reply.queue)
             self._on_renamed(record.name, reply.queue)
         self._done.add(key)
+        self._known.add(key)
 
-    async def _check_consumers(self, private: _Private, transport: Transport) -> None:
+    async def _check_consumers(self, private: _Private, transport: Transport) -> bool:
         """See to it that consuming will not close a channel of the user's.
 
         A queue that others declared may be gone; a consumer that was refused before is tried out here first.
+
+        Returns:
+            Whether one was tried out; it consumes until *private* is closed.
         """
         due = [record for channel in self._channels() for record in self._missing(channel)]
         others = [r for r in due if queue_key(r.queue) not in self._topology and not _is_reply_to(r.queue)]
         await self._declare(private, transport, [(r, QueueRecord(name=r.queue).method(passive=True)) for r in others])
+        tried_out = False
         for record in due:
             if record.key in self._troubles and self._troubles.may_try(record.key) and transport.is_open:
-                await self._try_out(private, transport, record)
+                tried_out |= await self._try_out(private, transport, record)
+        return tried_out
 
-    async def _try_out(self, private: _Private, transport: Transport, record: ConsumerRecord) -> None:
+    async def _try_out(self, private: _Private, transport: Transport, record: ConsumerRecord) -> bool:
+        """Whether the broker lets it consume, and goes on to until *private* is closed."""
+        queue = self._topology.get(queue_key(record.queue))
+        if record.exclusive and isinstance(queue, QueueRecord) and queue.auto_delete:
+            return False  # it would have to stop before the real one starts, and that would delete the queue
         try:
             wire = await private.wire()
             await wire.try_consume(
@@ -530,7 +570,9 @@ class Recovery:
             )
         except Exception as exc:
             self._blame(record, transport, exc)
-            private.close()
+            await private.close()
+            return False
+        return not record.exclusive
 
     async def _restore_channel(self, channel: Subscriptions, transport: Transport) -> None:
         """A wire, prefetch, consumers; then let those go on who wait for it."""
@@ -552,6 +594,8 @@ class Recovery:
             for record in self._missing(channel):
                 if not channel.is_open_on(transport):
                     break
+                if not self._is_missing(record, channel):
+                    continue
                 try:
                     await channel.resubscribe(record, _CONSUME)
                 except Exception as exc:
@@ -564,7 +608,7 @@ class Recovery:
                 return
 
     def _on_no_channel(self, transport: Transport, error: Exception) -> None:
-        if isinstance(error, TimeoutError):  # the one thing that a sound link always can
+        if isinstance(error, TimeoutError) and transport.blocked is None:  # a sound link always can
             transport.abort(AMQPConnectionError(f"the broker opens no channel: {error}"))
 
     def _blame(self, record: Record, transport: Transport, error: BaseException) -> None:
@@ -580,6 +624,9 @@ class Recovery:
         if record.key in self._topology:
             self._on_refused(str(record), record.key, error)
             self._on_trouble(record, error)
+            if isinstance(error, ChannelNotFoundEntity):  # is what it needs not there any more?
+                self._done.difference_update(self._topology.with_dependents(record.needs))
+                self._wake.set()
 
     def _on_refused(self, what: str, key: Key, error: Exception) -> None:
         trouble = self._troubles.refused(key, what, error)

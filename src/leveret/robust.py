@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import ssl as ssl_module
 import weakref
 from collections.abc import Generator, Mapping, Sequence
@@ -92,8 +93,9 @@ class RobustConnection(Connection):
         self.reconnect_interval = self._parameters.reconnect_interval
         self.fail_fast = self._parameters.fail_fast
         self.connection_attempt = 0
-        self._hosts = Hosts(urls, resolver)
+        self._hosts = Hosts(urls, resolver, kwargs)
         self._login = Login(credentials)
+        self._renewal: asyncio.Task[None] | None = None
         self._timeout: TimeoutType = None
         self._topology = Topology()
         self._budget = Budget(self.MAX_WAITING_PUBLISHES, self.MAX_WAITING_BYTES)
@@ -158,6 +160,8 @@ class RobustConnection(Connection):
         raise AMQPConnectionError("no host can be reached: " + "; ".join(map(str, errors))) from errors[-1]
 
     async def _before_close(self, deadline: float) -> None:
+        if self._renewal is not None:
+            self._renewal.cancel()
         await self._recovery.stop(deadline)
 
     def _set_closed(self, error: BaseException | None) -> None:
@@ -220,6 +224,11 @@ class RobustConnection(Connection):
     def _on_lost(self, error: Exception) -> None:
         self._recovery.on_link_lost(error)
 
+    def _on_blocked(self, reason: str | None) -> None:
+        super()._on_blocked(reason)
+        if reason is None:
+            self._recovery.hurry()
+
     def _on_state(self, old: ConnectionState, new: ConnectionState, cause: Exception | None) -> None:
         if new is ConnectionState.RECONNECTING:
             self.connected.clear()
@@ -247,10 +256,20 @@ class RobustConnection(Connection):
                 queue.name = new
         self.renamed_callbacks(old, new)
 
-    async def _renew_login(self, transport: Transport) -> float:
+    def _renew_login(self) -> float:
+        """Begin to, if it is due; returns when it will be next."""
+        if self._renewal is not None:
+            return math.inf
         if self._login.due <= self.loop.time():
-            await self._login.renew(self.update_secret, self._parameters.connect_timeout)
+            renewing = self._login.renew(self.update_secret, self._parameters.connect_timeout)
+            self._renewal = self.loop.create_task(renewing, name="leveret login")
+            self._renewal.add_done_callback(self._on_renewed)
+            return math.inf
         return self._login.due
+
+    def _on_renewed(self, task: asyncio.Task[None]) -> None:
+        self._renewal = None
+        self._recovery.refresh()
 
     async def update_secret(
         self, new_secret: str, *, reason: str = "", timeout: TimeoutType = None
@@ -320,17 +339,17 @@ class RobustConnection(Connection):
 
     @contextlib.contextmanager
     def forgetting(self, key: Key) -> Generator[None]:
-        """It is no longer true, unless the block raises; when time is up it may be, and was meant to be."""
+        """It is no longer true, unless the block raises; given up on, it may be, and was meant to be."""
         forgotten = self._topology.forget(key)
         try:
             yield
-        except TimeoutError:
+        except Exception as exc:
+            if not isinstance(exc, TimeoutError):
+                self._topology.bring_back(forgotten)
+                forgotten = []
+            raise
+        finally:
             self._on_forgotten([record for record, _ in forgotten])
-            raise
-        except Exception:
-            self._topology.bring_back(forgotten)
-            raise
-        self._on_forgotten([record for record, _ in forgotten])
 
     def forget_channel(self, channel: RobustChannel) -> None:
         """The user closed *channel*."""

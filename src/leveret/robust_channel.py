@@ -141,6 +141,7 @@ class RobustChannel(Channel):
         self._waiting = connection.new_waiting_room()
         self._live = asyncio.Event()
         self._close_called = False
+        self._lost_transaction = False
 
     # --------------------------------------------------------------------------------------- opening, closing
 
@@ -173,6 +174,8 @@ class RobustChannel(Channel):
         Raises:
             ChannelInvalidStateError, ConnectionClosed, ChannelLimitReached, TimeoutError: as :meth:`initialize`.
         """
+        if self._wire is not None and self._requested_number is not None:  # the number may not be free yet
+            await self._wire.wait_closed(asyncio.get_running_loop().time() + timeout)
         wire = await WireChannel.open(
             transport,
             self,
@@ -187,10 +190,27 @@ class RobustChannel(Channel):
         return wire
 
     def _go_live(self) -> None:
-        wire = self.wire
-        self._waiting.hand_over(wire.publisher)
-        self.write_publish = wire.publish
+        self._waiting.hand_over(self.wire.publisher)
         self._live.set()
+        self._choose_publish()
+
+    def _choose_publish(self) -> None:
+        """How to publish now."""
+        if self._closed.done():
+            self.write_publish = self._refuse_publish
+        elif self._lost_transaction:
+            self.write_publish = self._refuse_in_transaction
+        else:
+            self.write_publish = self.wire.publish if self._live.is_set() else self._waiting.publish
+
+    def _refuse_in_transaction(self, *_: object) -> Any:
+        raise ChannelInvalidStateError("the transaction ended with its channel: roll it back, and begin again")
+
+    def leave_transaction(self) -> None:
+        """The transaction on it was ended; if it was lost meanwhile, publishing goes on from here."""
+        super().leave_transaction()
+        self._lost_transaction = False
+        self._choose_publish()
 
     def release(self) -> None:
         """It is restored."""
@@ -291,7 +311,7 @@ class RobustChannel(Channel):
 
     def take_back(self, publish: Publish, error: Exception) -> bool:
         """*publish* waits for the next wire."""
-        return not self._is_over and self._waiting.add(publish)
+        return not self._is_over and not self.in_transaction and self._waiting.add(publish)
 
     def on_wire_lost(self, wire: WireChannel, error: Exception) -> None:
         """The wire is gone: wait for another one, unless it was the user who closed."""
@@ -299,7 +319,8 @@ class RobustChannel(Channel):
             return
         was_live = self._live.is_set()
         self._live.clear()
-        self.write_publish = self._waiting.publish
+        self._lost_transaction = self.in_transaction
+        self._choose_publish()
         if self._is_over:
             self._end(error)
         elif was_live:
@@ -311,7 +332,6 @@ class RobustChannel(Channel):
     def _end(self, error: Exception) -> None:
         if self._closed.done():
             return
-        self.write_publish = self._refuse_publish
         self._waiting.fail(error)
         subscriptions, self._subscriptions = self._subscriptions, {}
         for subscription in subscriptions.values():
@@ -319,6 +339,7 @@ class RobustChannel(Channel):
                 subscription.consumer.on_end(error)
         self._connection.forget_channel(self)
         super()._end(error)
+        self._choose_publish()
         self._live.set()  # those who wait for it look what has become of it
 
     def give_up(self, error: Exception) -> None:
@@ -380,7 +401,7 @@ class RobustChannel(Channel):
         try:
             await consume(wire, record, subscription.consumer, seconds)
         except BaseException:
-            del self._subscriptions[tag]
+            self._subscriptions.pop(tag, None)
             raise
         subscription.is_starting = False
         self.remember(record)

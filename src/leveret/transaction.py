@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -54,11 +55,15 @@ class Transaction:
         """Begin (``tx.select``)."""
         result: Tx.SelectOk = await self.channel.call(make(Tx.Select), timeout)
         self._wire = self._channel.wire
+        self._channel.in_transaction = True
         self.state = TransactionState.STARTED
         return result
 
-    def _check_begun(self) -> None:
-        if self._wire is not self._channel.wire or not self._channel.is_live:
+    def _end(self) -> None:
+        """It is over, one way or another, unless it was lost."""
+        is_lost = self._wire is not self._channel.wire or not self._channel.is_live
+        self._channel.leave_transaction()
+        if is_lost:
             raise ChannelInvalidStateError("the transaction ended with its channel; the broker has undone it")
 
     async def commit(self, timeout: TimeoutType = None) -> Tx.CommitOk:
@@ -69,7 +74,7 @@ class Transaction:
             ChannelClosed, ConnectionClosed: it was lost meanwhile; the broker may have committed.
             TimeoutError: no answer in time; the commit goes on.
         """
-        self._check_begun()
+        self._end()
         result: Tx.CommitOk = await self.channel.call_after_publishes(make(Tx.Commit), timeout)
         self.state = TransactionState.COMMITED
         return result
@@ -82,7 +87,7 @@ class Transaction:
             ChannelClosed, ConnectionClosed: it was lost meanwhile, and all is undone.
             TimeoutError: no answer in time.
         """
-        self._check_begun()
+        self._end()
         result: Tx.RollbackOk = await self.channel.call(make(Tx.Rollback), timeout)
         self.state = TransactionState.ROLLED_BACK
         return result
@@ -96,5 +101,6 @@ class Transaction:
     ) -> None:
         if exc is None:
             await self.commit()
-        elif self._channel.is_live and self._channel.wire is self._wire:
-            await self.rollback()
+        else:
+            with contextlib.suppress(ChannelInvalidStateError):  # then it is undone already
+                await self.rollback()

@@ -91,6 +91,11 @@ class Troubles:
         if (trouble := self._troubles.get(key)) is not None:
             self._troubles[key] = dataclasses.replace(trouble, due=0.0)
 
+    def hurry_all(self) -> None:
+        """The same for all."""
+        for key in list(self._troubles):
+            self.hurry(key)
+
     def may_try(self, key: Key) -> bool:
         """Whether nothing is wrong with it, or the next attempt is due."""
         trouble = self._troubles.get(key)

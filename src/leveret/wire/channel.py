@@ -127,6 +127,23 @@ class _Requeuer:
         """Nobody is left to be told."""
 
 
+class _Trial:
+    """A consumer that does nothing."""
+
+    no_ack = False
+
+    def on_delivery(
+        self, delivery_tag: int, redelivered: bool, route: bytes, properties: bytes, body: bytes, /
+    ) -> None:
+        """It is requeued when the channel is closed."""
+
+    def on_abandoned(self) -> None:
+        """Nobody is left to be told."""
+
+    def on_end(self, error: Exception) -> None:
+        """Nobody is left to be told."""
+
+
 def _drop(delivery_tag: int, redelivered: bool, route: bytes, properties: bytes, body: bytes, /) -> None:
     """What a channel that is about to close does with a delivery."""
 
@@ -520,7 +537,10 @@ class WireChannel:
         return ok
 
     async def try_consume(self, queue: str, *, exclusive: bool, arguments: Arguments, timeout: float) -> None:
-        """Consume for a moment, to see whether the broker lets us; what it sends meanwhile is requeued.
+        """Consume, to see whether the broker lets us; the one message that it may send is requeued with the channel.
+
+        An exclusive consumer is cancelled at once, another one consumes until the channel is closed: an auto-delete
+        queue would go with it.
 
         Raises:
             ChannelClosed: it does not.
@@ -528,9 +548,10 @@ class WireChannel:
         """
         tag = f"leveret-try-{secrets.token_hex(8)}"
         await self.call(make(Basic.Qos, prefetch_count=1), timeout)  # streams are not consumed without
-        trial = _Requeuer(self, no_ack=False)
+        trial = _Trial()
         await self.consume(queue, tag, trial, no_ack=False, exclusive=exclusive, arguments=arguments, timeout=timeout)
-        await self.cancel(tag, timeout)
+        if exclusive:
+            await self.cancel(tag, timeout)
 
     async def cancel(self, consumer_tag: str, timeout: float, *, nowait: bool = False) -> Basic.CancelOk | None:
         """``basic.cancel``; until its reply, deliveries still go to the consumer.

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 from pamqp.commands import Basic
 
 from leveret.exceptions import (
-    ChannelClosed,
     ChannelInvalidStateError,
+    Closed,
     ConnectionBlocked,
     MessageNacked,
     MessageReturned,
@@ -80,6 +80,7 @@ class Publish(Outcome[Any]):
         timer: of its own; None where its holder looks after the deadline.
         holder: who has it now.
         retry_unknown: whether to send it again when the link died before its confirm.
+        was_written: on a link that died.
     """
 
     __slots__ = (
@@ -94,6 +95,7 @@ class Publish(Outcome[Any]):
         "routing_key",
         "timeout",
         "timer",
+        "was_written",
     )
 
     def __init__(
@@ -118,6 +120,7 @@ class Publish(Outcome[Any]):
         self.timeout = timeout
         self.deadline = loop.time() + timeout
         self.retry_unknown = retry_unknown
+        self.was_written = False
         self.returned: Any = None
         self.timer: asyncio.TimerHandle | None = None
 
@@ -129,6 +132,17 @@ class Publish(Outcome[Any]):
         if self.timer is None and self.deadline != math.inf:
             self.timer = self.get_loop().call_at(self.deadline, self._time_out)
             self.add_done_callback(_stop_timer)
+
+    def unsent(self, text: str, *, in_time: bool = False) -> Exception:
+        """What it fails with when its holder has not written it.
+
+        Args:
+            text: why.
+            in_time: whether its time was up.
+        """
+        if self.was_written:
+            return (PublishUnconfirmedInTime if in_time else PublishOutcomeUnknown)(f"written once, but {text}")
+        return (PublishNotSentInTime if in_time else PublishNotSent)(text)
 
     def _time_out(self) -> None:
         fail(self, self.holder.timeout_error(self))
@@ -169,7 +183,7 @@ class Publisher:
         self._timeout = transport.parameters.operation_timeout
         self._encoder = PublishEncoder(number, transport.frame_max)
         self._confirms: Confirms[Publish] | None = Confirms() if publisher_confirms else None
-        self._held: set[Publish] = set()
+        self._held: dict[Publish, None] = {}
         self._expiry: asyncio.TimerHandle | None = None
         self._refusal: ChannelInvalidStateError | None = None
 
@@ -246,15 +260,15 @@ class Publisher:
             if self._confirms is None:
                 publish.set_result(None)
             else:
-                self._held.discard(publish)
+                self._held.pop(publish, None)
                 self._confirms.add(publish)
             self.output.write(data)
 
         def forget(_: object) -> None:
-            self._held.discard(publish)
+            self._held.pop(publish, None)
             self.output.forget(publish)
 
-        self._held.add(publish)
+        self._held[publish] = None
         publish.add_done_callback(forget)
         self.output.when_released(publish, write)
         publish.limit_time()
@@ -279,9 +293,9 @@ class Publisher:
             hint = self._transport.blocked_hint()
             return PublishUnconfirmedInTime(f"no confirm within {publish.timeout:g} s{hint} ({publish})")
         within = f"not sent within {publish.timeout:g} s"
-        if (reason := self._transport.blocked) is not None:
+        if (reason := self._transport.blocked) is not None and not publish.was_written:
             return ConnectionBlocked(f"{within}: the broker blocks publishers: {reason}")
-        return PublishNotSentInTime(f"{within}: the broker does not keep up ({publish})")
+        return publish.unsent(f"{within}: the broker does not keep up ({publish})", in_time=True)
 
     @property
     def unconfirmed_too_long(self) -> int:
@@ -353,17 +367,18 @@ class Publisher:
         if self._expiry is not None:
             self._expiry.cancel()
         written = self._confirms.abandon() if self._confirms is not None else []
-        held, self._held = self._held, set()
-        # A channel closed over a publish would be closed over it again.
-        over_a_publish = isinstance(error, ChannelClosed) and (error.class_id, error.method_id) == _BASIC_PUBLISH
+        held, self._held = self._held, {}
+        # What was closed over a publish would be closed over it again.
+        over_a_publish = isinstance(error, Closed) and (error.class_id, error.method_id) == _BASIC_PUBLISH
         for publish in written:
-            may_repeat = publish.retry_unknown and not over_a_publish
+            may_repeat = publish.was_written = publish.retry_unknown and not over_a_publish
             if not publish.done() and not (may_repeat and self._owner.take_back(publish, error)):
                 lost = PublishOutcomeUnknown(f"the channel was lost before the confirm: {error}")
                 _fail_from(publish, lost, error)
         for publish in held:
+            self.output.forget(publish)
             if not publish.done() and not self._owner.take_back(publish, error):
-                _fail_from(publish, PublishNotSent(f"the channel was lost before it was sent: {error}"), error)
+                _fail_from(publish, publish.unsent(f"the channel was lost before it was sent: {error}"), error)
         self.output.release(self)
 
     # --------------------------------------------------------------------------------------------------- flow

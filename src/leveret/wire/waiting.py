@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from leveret.exceptions import PublishNotSent, PublishNotSentInTime
+from leveret.exceptions import PublishNotSent
 from leveret.outcome import fail
 from leveret.wire.codec import Properties, PublishEncoder, encode_properties
 from leveret.wire.publisher import Publish, Publisher
@@ -104,7 +104,7 @@ class WaitingRoom:
     def fail(self, error: Exception) -> None:
         """The channel will not come back."""
         for publish in self._take_all():
-            lost = PublishNotSent(f"not sent: {error}")
+            lost = publish.unsent(f"it waited for a channel that does not come back: {error}")
             lost.__cause__ = error
             fail(publish, lost)
 
@@ -121,4 +121,4 @@ class WaitingRoom:
 
     def timeout_error(self, publish: Publish) -> Exception:
         """What a publish fails with whose time is up."""
-        return PublishNotSentInTime(f"not sent within {publish.timeout:g} s: {self._why()} ({publish})")
+        return publish.unsent(f"not sent within {publish.timeout:g} s: {self._why()} ({publish})", in_time=True)
