@@ -563,6 +563,8 @@ class Recovery:
         queue = self._topology.get(queue_key(record.queue))
         if record.exclusive and isinstance(queue, QueueRecord) and queue.auto_delete:
             return False  # it would have to stop before the real one starts, and that would delete the queue
+        if _is_reply_to(record.queue):
+            return False  # each channel has its own
         try:
             wire = await private.wire()
             await wire.try_consume(
