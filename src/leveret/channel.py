@@ -28,7 +28,7 @@ from leveret.types import Arguments, ExchangeType, TimeoutType
 from leveret.wire.channel import WireChannel, WireConsumer
 from leveret.wire.codec import Return
 from leveret.wire.methods import make
-from leveret.wire.publisher import Publish
+from leveret.wire.outgoing import Publish
 
 if TYPE_CHECKING:
     from typing import Self
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 _log = get_logger(__name__)
 
 _keys = itertools.count(1)
+
+_MANY_NACKS = 100
+"""A queue that is full refuses some; so many in a row mean that something is wrong with the broker."""
 
 CLOSE_TIMEOUT = 10
 """Seconds that closing may take by default."""
@@ -214,9 +217,17 @@ class Channel:
         return not self.is_closed
 
     @property
-    def unconfirmed_too_long(self) -> int:
-        """How many publishes were given up on whose confirm may still come."""
-        return 0 if self._wire is None or not self._wire.is_open else self._wire.publisher.unconfirmed_too_long
+    def complaints(self) -> list[str]:
+        """What is wrong with publishing on it, as far as the broker lets us know."""
+        if self._wire is None or not self._wire.is_open:
+            return []
+        publisher = self._wire.publisher
+        complaints: list[str] = []
+        if overdue := publisher.unconfirmed_too_long:
+            complaints.append(f"channel {self}: {overdue} confirms are overdue")
+        if publisher.nacked_in_a_row >= _MANY_NACKS:
+            complaints.append(f"channel {self}: the broker refused the last {publisher.nacked_in_a_row} publishes")
+        return complaints
 
     def closed(self) -> asyncio.Future[bool]:
         """A future that is True once the channel is closed, by whomever."""

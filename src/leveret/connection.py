@@ -281,8 +281,8 @@ class Connection:
     def _degraded(self) -> list[str]:
         """What is not as it should be, on a link that is there."""
         reasons = [f"the broker blocks publishers: {printable(self.blocked)}"] if self.blocked is not None else []
-        overdue = {str(channel): channel.unconfirmed_too_long for channel in self._channels}
-        reasons += [f"channel {number}: {count} confirms are overdue" for number, count in overdue.items() if count]
+        for channel in self._channels:
+            reasons += channel.complaints
         return reasons
 
     @property

@@ -47,7 +47,7 @@ from leveret.retry import RetryPolicy
 from leveret.topology import Topology
 from leveret.troubles import Trouble, Troubles
 from leveret.wire.channel import WireChannel
-from leveret.wire.publisher import Publish
+from leveret.wire.outgoing import Publish
 from leveret.wire.transport import Transport
 
 _log = get_logger(__name__)
@@ -88,6 +88,10 @@ class Subscriptions(Protocol):
 
     def is_attached(self, record: ConsumerRecord, /) -> bool:
         """Whether that consumer consumes on the wire."""
+        ...
+
+    def is_consuming(self, record: ConsumerRecord, /) -> bool:
+        """Whether the broker has confirmed that it does."""
         ...
 
     async def resubscribe(self, record: ConsumerRecord, timeout: float, /) -> None:
@@ -273,7 +277,7 @@ class Recovery:
 
     def hurry(self) -> None:
         """What was in the way is gone: try again what is due later."""
-        self._troubles.hurry_all()
+        self._troubles.hurry_all(but=())
         self._wake.set()
 
     def on_done(self, key: Key) -> None:
@@ -298,6 +302,18 @@ class Recovery:
                 well.add(channel_key(channel))
                 well |= {_lost_key(r) for r in self._topology.consumers(channel.key) if channel.is_attached(r)}
         return self._troubles.current(well.__contains__)
+
+    @property
+    def missing(self) -> list[str]:
+        """What is about to be restored."""
+        channels = [channel for channel in self._channels() if not channel.is_live]
+        consumers = [
+            r
+            for channel in self._channels()
+            for r in self._topology.consumers(channel.key)
+            if not channel.is_consuming(r) and r.key not in self._troubles
+        ]
+        return [f"{what}: not restored yet" for what in [*(f"channel {c}" for c in channels), *consumers]]
 
     def trouble(self, key: Key) -> Trouble | None:
         """What is wrong with that record."""
@@ -380,6 +396,7 @@ class Recovery:
                 self.transport = transport
                 self._done.clear()
                 self._known.clear()
+                self._troubles.hurry_all(but=ConnectionClosed)  # those may have been what killed the last link
                 self._ready_at = None
                 self._move(Event.LINKED)
                 return transport
@@ -431,6 +448,7 @@ class Recovery:
                 self._done.difference_update(keys)
                 for key in keys:
                     self._troubles.hurry(key)
+                    self._troubles.hurry(("lost", *key))
             case _LinkLost():
                 pass  # the comparison sees it
 
@@ -498,7 +516,8 @@ class Recovery:
         return not news and record.key in self._topology and self._troubles.may_try(_lost_key(record))
 
     def _is_incomplete(self, channel: Subscriptions, transport: Transport) -> bool:
-        if channel.is_closed or not self._troubles.may_try(channel_key(channel)):
+        keys = [channel_key(channel), *(record.key for record in self._topology.qos(channel.key))]
+        if channel.is_closed or not all(map(self._troubles.may_try, keys)):
             return False
         return not channel.is_live or not channel.is_open_on(transport) or bool(self._missing(channel))
 
@@ -590,9 +609,10 @@ class Recovery:
                     try:
                         await wire.call(record.method(), _STEP)
                     except Exception as exc:  # its consumers would get too much: the whole channel has to wait
+                        self._blame(record, transport, exc)
                         wire.close()
-                        self._on_trouble(record, exc)
-                        raise
+                        return
+                    self._troubles.over(record.key)
             for record in self._missing(channel):
                 if not channel.is_open_on(transport):
                     break
@@ -606,6 +626,7 @@ class Recovery:
                     self._troubles.over(record.key)
             if channel.is_open_on(transport):
                 if not channel.is_live:
+                    self._troubles.restored(channel_key(channel))
                     channel.release()
                 return
 

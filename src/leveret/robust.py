@@ -160,8 +160,6 @@ class RobustConnection(Connection):
         raise AMQPConnectionError("no host can be reached: " + "; ".join(map(str, errors))) from errors[-1]
 
     async def _before_close(self, deadline: float) -> None:
-        if self._renewal is not None:
-            self._renewal.cancel()
         await self._recovery.stop(deadline)
 
     def _set_closed(self, error: BaseException | None) -> None:
@@ -169,6 +167,8 @@ class RobustConnection(Connection):
             return
         self._closed.set_result(True)
         self.connected.clear()
+        if self._renewal is not None:
+            self._renewal.cancel()
         ended = error if isinstance(error, Exception) else normal_close()
         for channel in self._robust_channels():
             channel.give_up(ended)
@@ -207,7 +207,7 @@ class RobustConnection(Connection):
         """
         if self.state not in {ConnectionState.READY, ConnectionState.RECOVERING}:
             return Health("down", (self.why_down(),))
-        reasons = [*self._degraded(), *map(str, self._recovery.troubles)]
+        reasons = [*self._degraded(), *map(str, self._recovery.troubles), *map(printable, self._recovery.missing)]
         if self._login.problem is not None:
             reasons.append(self._login.problem)
         if self.state is ConnectionState.RECOVERING:

@@ -31,7 +31,7 @@ from leveret.queue import Queue
 from leveret.records import ConsumerRecord, Key, Record, consumer_key, exchange_key, queue_key
 from leveret.types import TimeoutType
 from leveret.wire.channel import WireChannel
-from leveret.wire.publisher import Publish
+from leveret.wire.outgoing import Publish
 from leveret.wire.transport import Transport
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class RobustQueue(Queue):
 class _Subscription:
     """A consumer, whichever wire it is attached to."""
 
-    __slots__ = ("attach", "consumer", "is_lost", "is_starting", "on_cancelled", "wire", "wire_tag")
+    __slots__ = ("attach", "consumer", "is_consuming", "is_lost", "is_starting", "on_cancelled", "wire", "wire_tag")
 
     def __init__(self, attach: Attach, on_cancelled: OnCancelled, wire: WireChannel, tag: str) -> None:
         self.attach = attach
@@ -101,7 +101,7 @@ class _Subscription:
     def attach_to(self, wire: WireChannel, tag: str) -> None:
         """Have a consumer for *wire*, which knows it by *tag*."""
         self.wire, self.wire_tag = wire, tag
-        self.is_lost = False
+        self.is_lost = self.is_consuming = False
         self.consumer = self.attach(wire, tag)
 
     @property
@@ -403,7 +403,9 @@ class RobustChannel(Channel):
         except BaseException:
             self._subscriptions.pop(tag, None)
             raise
-        subscription.is_starting = False
+        if self._subscriptions.get(tag) is not subscription:  # cancelled meanwhile
+            return
+        subscription.is_starting, subscription.is_consuming = False, True
         self.remember(record)
         if subscription.is_lost:  # cancelled in the turn in which it began
             self._connection.on_consumer_lost(record.key, ConsumerCancelled(tag))
@@ -424,6 +426,7 @@ class RobustChannel(Channel):
         except BaseException:
             subscription.is_lost = True
             raise
+        subscription.is_consuming = True
         if self._subscriptions.get(record.consumer_tag) is not subscription and wire.is_open:  # cancelled meanwhile
             await wire.cancel(tag, timeout, nowait=True)
 
@@ -435,6 +438,11 @@ class RobustChannel(Channel):
         """Whether it consumes, or has been cancelled."""
         subscription = self._subscriptions.get(record.consumer_tag)
         return subscription is None or subscription.is_attached
+
+    def is_consuming(self, record: ConsumerRecord) -> bool:
+        """Whether the broker has confirmed that it consumes."""
+        subscription = self._subscriptions.get(record.consumer_tag)
+        return subscription is None or (subscription.is_attached and subscription.is_consuming)
 
     async def unsubscribe(
         self, consumer_tag: str, timeout: TimeoutType, *, nowait: bool = False

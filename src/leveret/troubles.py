@@ -30,6 +30,7 @@ class Trouble:
         attempts: how often in a row.
         at: when the last time was.
         due: when it is tried again.
+        is_loss: it had been restored, and was lost again.
     """
 
     what: str
@@ -37,6 +38,7 @@ class Trouble:
     attempts: int
     at: float
     due: float
+    is_loss: bool
 
     def __str__(self) -> str:
         times = f" ({self.attempts} times)" if self.attempts > 1 else ""
@@ -68,19 +70,25 @@ class Troubles:
         pause = _pause(attempts)
         if isinstance(error, ChannelLockedResource):
             pause = min(pause, _MAX_LOCKED_PAUSE)
-        return self._note(key, what, error, attempts, pause)
+        return self._note(key, what, error, attempts, pause, is_loss=False)
 
     def lost(self, key: Key, what: str, error: Exception) -> Trouble:
         """It was restored, and is gone: try again at once, but if that goes on after a pause that grows."""
         earlier = self._troubles.get(key)
         in_a_row = earlier is not None and self._time() - earlier.at < _FORGIVEN_AFTER
         attempts = earlier.attempts + 1 if earlier is not None and in_a_row else 1
-        return self._note(key, what, error, attempts, _pause(attempts - 1) if attempts > 1 else 0.0)
+        pause = _pause(attempts - 1) if attempts > 1 else 0.0
+        return self._note(key, what, error, attempts, pause, is_loss=True)
 
-    def _note(self, key: Key, what: str, error: Exception, attempts: int, pause: float) -> Trouble:
+    def _note(self, key: Key, what: str, error: Exception, attempts: int, pause: float, *, is_loss: bool) -> Trouble:
         now = self._time()
-        self._troubles[key] = trouble = Trouble(what, error, attempts, now, now + pause)
+        self._troubles[key] = trouble = Trouble(what, error, attempts, now, now + pause, is_loss)
         return trouble
+
+    def restored(self, key: Key) -> None:
+        """It is as it should be; losses are not forgotten yet."""
+        if (trouble := self._troubles.get(key)) is not None and not trouble.is_loss:
+            self.over(key)
 
     def over(self, key: Key) -> None:
         """It is as it should be, or nobody wants it any more."""
@@ -91,10 +99,11 @@ class Troubles:
         if (trouble := self._troubles.get(key)) is not None:
             self._troubles[key] = dataclasses.replace(trouble, due=0.0)
 
-    def hurry_all(self) -> None:
-        """The same for all."""
-        for key in list(self._troubles):
-            self.hurry(key)
+    def hurry_all(self, *, but: type[Exception] | tuple[type[Exception], ...]) -> None:
+        """The same for all, but those that ended in an error of that kind."""
+        for key, trouble in list(self._troubles.items()):
+            if not isinstance(trouble.error, but):
+                self.hurry(key)
 
     def may_try(self, key: Key) -> bool:
         """Whether nothing is wrong with it, or the next attempt is due."""

@@ -55,7 +55,8 @@ MAP |= {
     "wire.replies": {"wire.methods"},
 }
 MAP |= {
-    "wire.waiting": {"wire.publisher", "wire.codec", "outcome"},
+    "wire.outgoing": {"outcome"},
+    "wire.waiting": {"wire.outgoing", "wire.publisher", "wire.codec", "outcome"},
     "records": {"wire.methods", "wire.tables"},
     "topology": {"records"},
     "lifecycle": set(),
@@ -85,8 +86,9 @@ MAP |= {
 }
 for handle in ("exchange", "queue", "consumer", "channel"):
     MAP[handle] |= {"records"}
-MAP["channel"] |= {"wire.publisher"}
+MAP["channel"] |= {"wire.outgoing"}
 MAP["connection"] |= {"lifecycle"}
+MAP["wire.publisher"] |= {"wire.outgoing"}
 MAP["wire.channel"] |= {"wire.acks", "wire.content", "wire.output", "wire.publisher", "wire.replies"}
 MAP["wire.transport"] |= {"wire.output"}
 
@@ -103,11 +105,11 @@ BEYOND_THE_MAP: dict[str, dict[str, str]] = {
     "recovery": {
         "wire.channel": "opens the private channel that declares",
         "wire.transport": "the type of the link",
-        "wire.publisher": "the type of a publish, for a signature",
+        "wire.outgoing": "the type of a publish, for a signature",
     },
     "robust_channel": {
         "wire.channel": "opens its wires",
-        "wire.publisher": "the type of a publish, for a signature",
+        "wire.outgoing": "the type of a publish, for a signature",
         "wire.transport": "the type of the link",
     },
     "connection": {
@@ -118,7 +120,7 @@ BEYOND_THE_MAP: dict[str, dict[str, str]] = {
 }
 
 ASYNCIO = {"callbacks", "outcome", "consumer", "channel", "connection", "wire.transport", "wire.channel"}
-ASYNCIO |= {"recovery", "robust", "robust_channel", "credentials", "hosts", "wire.waiting"}
+ASYNCIO |= {"recovery", "robust", "robust_channel", "credentials", "hosts", "wire.waiting", "wire.outgoing"}
 ASYNCIO |= {"wire.publisher", "wire.output", "wire.replies"}  # replies: for the type Future only, see below
 ASYNCIO_NAMES = {"exceptions": {"QueueEmpty"}}
 """Modules that know nothing of asyncio but these names, for the bases of errors."""
@@ -153,6 +155,7 @@ LINES = {
     "channel": 420,
     "connection": 340,
     "wire.waiting": 130,
+    "wire.outgoing": 120,
     "records": 280,
     "topology": 200,
     "lifecycle": 120,
@@ -167,6 +170,7 @@ LINES = {
 }
 ASKED_WHY = {
     "callbacks": (240, "half of it is docstrings; chained and weak callbacks"),
+    "recovery": (680, "one comparison, with its reasons; what is pure of it is in troubles, topology and lifecycle"),
     "url": (410, "three dialects of parameters, each with its reader; several hosts"),
 }
 """Modules past 1.6 times their line: how long they may be, and the answer."""

@@ -167,6 +167,7 @@ class WireChannel:
         "_output",
         "_owner",
         "_replies",
+        "_starting",
         "cancelled",
         "consumers",
         "error",
@@ -185,6 +186,7 @@ class WireChannel:
         self.cancelled: dict[bytes, bool] = {}
         self.is_assembling = False
         self._consumers: dict[bytes, WireConsumer] = {}
+        self._starting: dict[bytes, asyncio.Future[None]] = {}
         self._loop = asyncio.get_running_loop()
         self._output: Output | CommitGate = transport.output
         self._owner = owner
@@ -521,10 +523,14 @@ class WireChannel:
         def undo(_: Any) -> None:
             self._abandon_consumer(consumer_tag)
 
+        def start(_: Frame) -> None:
+            self._starting.pop(tag).set_result(None)
+
         self._set_consumer(tag, consumer)
         self.cancelled.pop(tag, None)
+        self._starting[tag] = self._loop.create_future()
         try:
-            ok: Basic.ConsumeOk = await self.call(method, timeout, on_late=undo)
+            ok: Basic.ConsumeOk = await self.call(method, timeout, on_reply=start, on_late=undo)
         except (TimeoutError, asyncio.CancelledError):
             # Undone already, if its reply came just before the caller went.
             if self._consumers.get(tag) is consumer:
@@ -532,6 +538,7 @@ class WireChannel:
             consumer.on_abandoned()
             raise
         except BaseException:
+            self._starting.pop(tag, None)
             self._remove_consumer(tag)
             raise
         return ok
@@ -556,8 +563,16 @@ class WireChannel:
     async def cancel(self, consumer_tag: str, timeout: float, *, nowait: bool = False) -> Basic.CancelOk | None:
         """``basic.cancel``; until its reply, deliveries still go to the consumer.
 
-        With *nowait* there is no reply to wait for, and what is still on its way is requeued.
+        With *nowait* there is no reply to wait for, and what is still on its way is requeued. A consumer that is being
+        started is cancelled when it is: a cancel that overtakes consume-ok crashes RabbitMQ's channel (541 up to 4.0),
+        or costs the consume-ok (4.3).
         """
+        if (starting := self._starting.get(encode_tag(consumer_tag))) is not None:
+            deadline = self._loop.time() + timeout
+            await asyncio.wait([starting], timeout=timeout)
+            if not starting.done():
+                raise TimeoutError(f"Basic.Consume got no answer within {timeout:g} s, and cannot be cancelled before")
+            timeout = max(0.0, deadline - self._loop.time())
         if nowait:
             self._abandon_consumer(consumer_tag)
             return None
@@ -672,6 +687,9 @@ class WireChannel:
         self.error = error
         self._content.drop()
         self._acks.take_due()
+        for starting in self._starting.values():
+            starting.set_result(None)
+        self._starting.clear()
         consumers = list(self._consumers.values())
         self._consumers.clear()
         self.consumers.clear()

@@ -122,6 +122,7 @@ class Transport(asyncio.BufferedProtocol):
         self._used_numbers: set[int] = set()
         self._replies: deque[tuple[Frame, asyncio.Future[Frame]]] = deque()
         self._close_ok: asyncio.Future[None] | None = None
+        self._closed_with: Exception | None = None
         self._last_words: asyncio.TimerHandle | None = None
         self._closing_channels: list[TransportChannel] = []
 
@@ -305,6 +306,8 @@ class Transport(asyncio.BufferedProtocol):
         p = self.parameters
         if self.state is State.CONNECTING:
             return _explain_tls(exc, p) if isinstance(exc, ssl.SSLError) else self._handshake.lost(exc)
+        if self._closed_with is not None:  # we said goodbye: however the peer goes, that is why
+            return self._closed_with
         reason = str(exc) if exc is not None else "closed by the peer without a word"
         return _caused(
             ConnectionClosed(f"the connection to {p.host}:{p.port} was lost: {reason}", reply_text=reason), exc
@@ -512,6 +515,7 @@ class Transport(asyncio.BufferedProtocol):
             self.send(0, make(ConnectionMethods.Close, reply_code=200, reply_text="Normal shutdown"))
             self.output.flush()
             self.state = State.CLOSING
+            self._closed_with = error
             self._close_ok = self._loop.create_future()
             self._closing_channels = list(self.channels.values())
             self.channels.clear()

@@ -9,7 +9,8 @@ from typing import Any
 from leveret.exceptions import PublishNotSent
 from leveret.outcome import fail
 from leveret.wire.codec import Properties, PublishEncoder, encode_properties
-from leveret.wire.publisher import Publish, Publisher
+from leveret.wire.outgoing import Publish
+from leveret.wire.publisher import Publisher
 
 
 class Budget:
