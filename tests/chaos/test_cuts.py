@@ -122,7 +122,7 @@ async def test_cut_while_coming_back(fragile: Node, chaos_seed: int, chaos_minut
         try:
             await asyncio.gather(*(patient.begin() for patient in patients))
             size = await patients[0].measure()
-            lengths = list(range(size)) if chaos_minutes else rng.sample(range(size), size // 10)
+            lengths = list(range(size)) if chaos_minutes else rng.sample(range(size), size // 30)
             rng.shuffle(lengths)
 
             async def sweep(patient: Patient) -> None:
@@ -162,7 +162,7 @@ async def test_forced_closes(fragile: Node, chaos_seed: int, chaos_minutes: floa
             async def all_are_there() -> bool:
                 return {name: await consumer_count(observer, name) for name in registered} == registered
 
-            for _ in range(100 if chaos_minutes else 15):
+            for _ in range(100 if chaos_minutes else 8):
                 await asyncio.sleep(rng.choice([rng.random() * 0.02, rng.random()]))
                 began, before = connection.loop.time(), connection.connection_attempt
                 await close_all(fragile, but=spared)
@@ -195,7 +195,7 @@ async def test_consuming_again(fragile: Node, chaos_minutes: float | None) -> No
                     await message.ack()
 
             await (await channel.get_queue("backlog")).consume(on_message)
-            for _ in range(50 if chaos_minutes else 10):
+            for _ in range(50 if chaos_minutes else 5):
                 await asyncio.sleep(1.1)  # a link that does not last is waited for longer
                 await fill(observer, queue, [b"x"] * 500)
                 arrivals.clear()
@@ -216,6 +216,8 @@ async def test_consuming_again(fragile: Node, chaos_minutes: float | None) -> No
 @pytest.mark.parametrize("way", ["down", "both"])
 async def test_a_half_open_link_is_noticed(proxy: FaultProxy, chaos_minutes: float | None, way: str) -> None:
     """Within 2.2 heartbeats, at whatever moment of an interval it begins."""
+    if way == "down" and not chaos_minutes:
+        pytest.skip("in full only")
     heartbeat = 2
     took: list[float] = []
 

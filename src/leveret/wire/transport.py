@@ -434,7 +434,7 @@ class Transport(asyncio.BufferedProtocol):
         elif not self._suspected:
             # If the event loop stood still, the socket may be full of life: let it be read first.
             self._suspected = True
-            self._schedule_beat(min(0.5, self.heartbeat / 4))
+            self._schedule_beat(min(0.5, self.heartbeat / 10))
         else:
             p = self.parameters
             text = f"{p.host}:{p.port} was silent for {silence:.1f} s, two heartbeat intervals of {self.heartbeat} s"
