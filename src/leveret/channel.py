@@ -314,6 +314,10 @@ class Channel:
     def remember(self, record: Record) -> None:
         """*record* is true now, and the user wants it to stay so; a plain channel keeps no records."""
 
+    def enter_transaction(self) -> None:
+        """A transaction has begun on it."""
+        self.in_transaction = True
+
     def leave_transaction(self) -> None:
         """The transaction on it was ended."""
         self.in_transaction = False
@@ -357,8 +361,9 @@ class Channel:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.seconds(timeout)
-        await self.wait_for_confirms(deadline)
-        return await self.wire.call(method, max(0.0, deadline - loop.time()))
+        wire = self.wire
+        await wire.wait_for_confirms(deadline)
+        return await wire.call(method, max(0.0, deadline - loop.time()))
 
     async def call_or_send(self, method: Any, timeout: TimeoutType) -> Any:
         """The same, but do not wait for the reply where *method* says ``nowait``.

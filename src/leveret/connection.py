@@ -214,7 +214,7 @@ class Connection:
             raise fresh(self._error())
 
     def _error(self) -> Exception:
-        error = self._transport.error if self._transport is not None else None
+        error = self._transport.error if self._transport is not None and not self._close_called else None
         return error or normal_close()
 
     # ----------------------------------------------------------------------------------------------- channels

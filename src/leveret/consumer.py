@@ -23,7 +23,7 @@ import logging
 import types
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from leveret.exceptions import ChannelInvalidStateError, Closed, ConsumerCancelled, DeliveryLost, fresh
 from leveret.log import get_logger, printable
@@ -193,6 +193,12 @@ class CallbackConsumer:
         )
 
 
+def check_on_cancelled(on_cancelled: str) -> None:
+    """Raise ValueError for what is none of the choices."""
+    if on_cancelled not in get_args(OnCancelled):
+        raise ValueError(f"on_cancelled must be one of {', '.join(get_args(OnCancelled))}, not {on_cancelled!r}")
+
+
 def is_normal(error: Exception | None) -> bool:
     """Whether *error* says that this side closed on purpose."""
     return isinstance(error, Closed) and error.is_normal
@@ -244,6 +250,7 @@ class QueueIterator:
         robust: bool = True,
         on_cancelled: OnCancelled = "resubscribe",
     ) -> None:
+        check_on_cancelled(on_cancelled)
         self.no_ack = no_ack
         self._robust = robust
         self._on_cancelled: OnCancelled = on_cancelled

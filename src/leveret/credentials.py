@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import inspect
 import math
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
@@ -51,6 +52,10 @@ class Login:
     """
 
     def __init__(self, provider: CredentialsProvider | None) -> None:
+        if provider is not None and not callable(provider):
+            raise TypeError(
+                f"credentials must be an async callable that returns Credentials, not {type(provider).__name__}"
+            )
         self.due = math.inf
         self.problem: str | None = None
         self._provider = provider
@@ -87,7 +92,10 @@ class Login:
 
     async def _ask(self, provider: CredentialsProvider, timeout: float) -> Credentials:
         async with asyncio.timeout(timeout):
-            credentials = await provider()
+            asked = provider()
+            if not inspect.isawaitable(asked):
+                raise TypeError(f"credentials must be an async callable that returns Credentials, not {provider!r}")
+            credentials = await asked
         if not isinstance(credentials, Credentials):
             raise TypeError(f"the credentials provider must return Credentials, not {type(credentials).__name__}")
         life = credentials.expires_in

@@ -532,7 +532,7 @@ class IncomingMessage(Message):
         wire = self._wire
         if self._settled or wire is None:
             raise self._cannot_settle("ack")
-        done = wire.ack(self.delivery_tag, multiple) if self._consumer_tag not in wire.cancelled else DONE
+        done = wire.ack(self.delivery_tag, multiple) if multiple or self._consumer_tag not in wire.cancelled else DONE
         self._settled = True
         return done
 
@@ -567,7 +567,11 @@ class IncomingMessage(Message):
             raise self._cannot_settle("nack")
         if not wire.server_supports("basic.nack"):
             raise MethodNotImplemented("the broker does not know basic.nack; use reject()")
-        done = wire.nack(self.delivery_tag, multiple, requeue) if self._consumer_tag not in wire.cancelled else DONE
+        done = (
+            wire.nack(self.delivery_tag, multiple, requeue)
+            if multiple or self._consumer_tag not in wire.cancelled
+            else DONE
+        )
         self._settled = True
         return done
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from pamqp.commands import Basic
 from pamqp.commands import Queue as QueueMethods
 
-from leveret.consumer import CallbackConsumer, ConsumerCallback, OnCancelled, QueueIterator
+from leveret.consumer import CallbackConsumer, ConsumerCallback, OnCancelled, QueueIterator, check_on_cancelled
 from leveret.exceptions import QueueEmpty
 from leveret.exchange import Exchange, exchange_name
 from leveret.message import IncomingMessage
@@ -199,6 +199,7 @@ class Queue:
 
         Raises:
             TypeError: *callback* cannot be called.
+            ValueError: *on_cancelled* is none of the three.
             DuplicateConsumerTag: the channel has that tag.
             ChannelNotFoundEntity: no such queue.
             ChannelAccessRefused: it has an exclusive consumer.
@@ -209,6 +210,7 @@ class Queue:
         """
         if not callable(callback):
             raise TypeError(f"the callback must be callable, not {callback!r}")
+        check_on_cancelled(on_cancelled)
         channel = self.channel
         tag = consumer_tag or channel.new_consumer_tag()
         context = contextvars.copy_context()

@@ -28,7 +28,7 @@ from typing import Any, Protocol, TypeAlias
 
 from pamqp.base import Frame
 
-from leveret.exceptions import AMQPConnectionError, ChannelNotFoundEntity, ConnectionClosed
+from leveret.exceptions import AMQPConnectionError, AMQPError, ChannelClosed, ChannelNotFoundEntity, ConnectionClosed
 from leveret.lifecycle import ConnectionState, Event, next_state
 from leveret.log import get_logger, printable
 from leveret.outcome import fail
@@ -76,6 +76,11 @@ class Subscriptions(Protocol):
     @property
     def is_live(self) -> bool:
         """Whether it is restored."""
+        ...
+
+    @property
+    def wire(self) -> WireChannel:
+        """Its newest wire."""
         ...
 
     def is_open_on(self, transport: Transport, /) -> bool:
@@ -384,8 +389,9 @@ class Recovery:
                 if not policy.retryable(exc):
                     if is_first:
                         raise
-                    pause = max(pause, policy.maximum)
-                    _log.error("cannot reconnect, next attempt in %.1f s: %s", pause, printable(str(exc)))
+                    if isinstance(exc, AMQPError | OSError):  # else it is the user's provider or resolver that failed
+                        pause = max(pause, policy.maximum)
+                    _log.error("cannot reconnect, next attempt in %.1f s: %s", pause, printable(repr(exc)))
                 else:
                     _log.info("cannot connect, next attempt in %.1f s: %s", pause, printable(str(exc)))
                 self.cause = exc
@@ -414,6 +420,7 @@ class Recovery:
             waiting = len(self._refreshing)
             while self._inbox:
                 self._on_event(self._inbox.popleft())
+            self._forget_troubles()
             await self._restore(transport)
             due = self._chores()
             if not transport.is_open:
@@ -434,6 +441,13 @@ class Recovery:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(due if due < math.inf else None):
                     await self._wake.wait()
+
+    def _forget_troubles(self) -> None:
+        """Of what nobody wants any more."""
+        if self._troubles:
+            channels = {channel_key(channel) for channel in self._channels()}
+            keys = {record.key for record in self._topology}
+            self._troubles.keep(channels | keys | {("lost", *key) for key in keys})
 
     def _on_event(self, event: _Event) -> None:
         match event:
@@ -471,6 +485,7 @@ class Recovery:
     async def _restore(self, transport: Transport) -> None:
         """One comparison, and what follows from it."""
         private = _Private(transport)
+        self._doubt_queues()
         try:
             for kind in (ExchangeRecord, QueueRecord, QueueBinding | ExchangeBinding):
                 plan = [record for record in self._topology.plan() if isinstance(record, kind) and self._is_due(record)]
@@ -481,6 +496,15 @@ class Recovery:
             await self._restore_channels(transport)
         finally:
             await private.close()
+
+    def _doubt_queues(self) -> None:
+        """A consumer that waited its turn was told of no further deletion of its queue: declare that again."""
+        for record in self._topology.consumers():
+            lost = self._troubles.get(_lost_key(record))
+            if lost is not None and lost.due > lost.at and self._troubles.may_try(_lost_key(record)):
+                channel = next((c for c in self._channels() if c.key == record.channel), None)
+                if channel is not None and not channel.is_attached(record):
+                    self._done.difference_update(self._topology.with_dependents([queue_key(record.queue)]))
 
     async def _restore_channels(self, transport: Transport) -> None:
         channels = [channel for channel in self._channels() if self._is_incomplete(channel, transport)]
@@ -525,6 +549,7 @@ class Recovery:
         """Declare or check, many at a time; whoever is refused does not stop the others."""
         steps = list(steps)
         while steps and transport.is_open:
+            steps = [step for step in steps if step[0].key in self._topology]
             batch = steps[:_PIPELINE]
             try:
                 wire = await private.wire()
@@ -545,8 +570,12 @@ class Recovery:
                             steps.insert(0, (record, record.method()))
                             break
                     self._blame(record, transport, reply)
+                    if isinstance(reply, TimeoutError):  # first those who do not depend on it
+                        self._wake.set()
+                        return
                     break
-                self._on_declared(record, reply)
+                if record.key in self._topology:
+                    self._on_declared(record, reply)
 
     def _on_declared(self, record: Record, reply: Any) -> None:
         if isinstance(record, ConsumerRecord):
@@ -572,8 +601,14 @@ class Recovery:
         others = [r for r in due if queue_key(r.queue) not in self._topology and not _is_reply_to(r.queue)]
         await self._declare(private, transport, [(r, QueueRecord(name=r.queue).method(passive=True)) for r in others])
         tried_out = False
-        for record in due:
-            if record.key in self._troubles and self._troubles.may_try(record.key) and transport.is_open:
+        live = {channel.key for channel in self._channels() if channel.is_live}
+        for record in due:  # a channel that is not live yet has nothing to lose
+            if (
+                record.channel in live
+                and record.key in self._troubles
+                and self._troubles.may_try(record.key)
+                and transport.is_open
+            ):
                 tried_out |= await self._try_out(private, transport, record)
         return tried_out
 
@@ -599,6 +634,7 @@ class Recovery:
         """A wire, prefetch, consumers; then let those go on who wait for it."""
         record: Record
         while transport.is_open and not channel.is_closed:
+            blamed = False
             if not channel.is_open_on(transport):
                 try:
                     wire = await channel.open_on(transport, _STEP)
@@ -621,9 +657,19 @@ class Recovery:
                 try:
                     await channel.resubscribe(record, _CONSUME)
                 except Exception as exc:
+                    blamed = True
                     self._blame(record, transport, exc)
+                    if isinstance(exc, TimeoutError):  # the others, and who waits for the channel, do not wait for it
+                        self._wake.set()
+                        break
                 else:
                     self._troubles.over(record.key)
+            if not channel.is_open_on(transport) and not blamed:  # a wire that does not last
+                if transport.is_open and not channel.is_closed:
+                    error = channel.wire.error or ChannelClosed("lost")
+                    self._troubles.lost(channel_key(channel), f"channel {channel}", error)
+                    self._wake.set()
+                return
             if channel.is_open_on(transport):
                 if not channel.is_live:
                     self._troubles.restored(channel_key(channel))

@@ -34,7 +34,7 @@ from leveret.log import get_logger, printable
 from leveret.records import ConsumerRecord, Key, Record
 from leveret.recovery import Recovery, channel_key
 from leveret.retry import RetryPolicy, is_retryable
-from leveret.robust_channel import RobustChannel, RobustQueue
+from leveret.robust_channel import NothingSent, RobustChannel, RobustQueue
 from leveret.topology import Topology
 from leveret.types import FieldValue, SSLOptions, TimeoutType
 from leveret.url import make_urls
@@ -161,6 +161,9 @@ class RobustConnection(Connection):
 
     async def _before_close(self, deadline: float) -> None:
         await self._recovery.stop(deadline)
+        if (renewal := self._renewal) is not None:
+            renewal.cancel()
+            await asyncio.wait([renewal], timeout=max(0.0, deadline - self.loop.time()))
 
     def _set_closed(self, error: BaseException | None) -> None:
         if self._closed.done():
@@ -344,7 +347,7 @@ class RobustConnection(Connection):
         try:
             yield
         except Exception as exc:
-            if not isinstance(exc, TimeoutError):
+            if not isinstance(exc, TimeoutError) or isinstance(exc, NothingSent):
                 self._topology.bring_back(forgotten)
                 forgotten = []
             raise

@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 _log = get_logger(__name__)
 
 
+class NothingSent(TimeoutError):
+    """The channel was not back in time."""
+
+
 class RobustExchange(Exchange):
     """An exchange that is declared again, with its bindings, when the connection is back."""
 
@@ -206,6 +210,12 @@ class RobustChannel(Channel):
     def _refuse_in_transaction(self, *_: object) -> Any:
         raise ChannelInvalidStateError("the transaction ended with its channel: roll it back, and begin again")
 
+    def enter_transaction(self) -> None:
+        """A transaction has begun on it, and may have been lost in the same turn."""
+        super().enter_transaction()
+        self._lost_transaction = not self._live.is_set()
+        self._choose_publish()
+
     def leave_transaction(self) -> None:
         """The transaction on it was ended; if it was lost meanwhile, publishing goes on from here."""
         super().leave_transaction()
@@ -225,7 +235,7 @@ class RobustChannel(Channel):
             await self._open(None)
         else:
             self._wire.close(ChannelClosed("reopen() was called"))
-            await self.ready()
+            await self.live_wire(self._connection.operation_timeout)
 
     async def close(self, exc: BaseException | None = None, *, timeout: float = CLOSE_TIMEOUT) -> None:
         """As :meth:`Channel.close`; it does not come back, and what was declared through it alone is not restored.
@@ -277,8 +287,10 @@ class RobustChannel(Channel):
         Raises:
             TopologyError, ChannelInvalidStateError: as :meth:`restore`.
         """
-        await self._connection.restore_records(keys)
-        await self.ready()
+        seconds = self._connection.operation_timeout
+        async with asyncio.timeout(seconds):
+            await self._connection.restore_records(keys)
+        await self.live_wire(seconds)
 
     # ---------------------------------------------------------------------------------- waiting for the wire
 
@@ -301,7 +313,7 @@ class RobustChannel(Channel):
                     if self.is_live:
                         return self.wire, max(0.0, deadline - loop.time())
         except TimeoutError:
-            raise TimeoutError(f"nothing was sent within {seconds:g} s: {self._connection.why_down()}") from None
+            raise NothingSent(f"nothing was sent within {seconds:g} s: {self._connection.why_down()}") from None
         raise ChannelInvalidStateError("the channel is closed")
 
     def _refuse_publish(self, *_: object) -> Any:

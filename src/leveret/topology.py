@@ -45,7 +45,7 @@ class Topology:
     def __init__(self) -> None:
         self._records: dict[Key, Record] = {}
         self._owners: dict[Key, set[int]] = {}
-        self._owned: dict[int, set[Key]] = {}
+        self._owned: dict[int, dict[Key, None]] = {}
 
     def __len__(self) -> int:
         return len(self._records)
@@ -150,20 +150,19 @@ class Topology:
     # ---------------------------------------------------------------------------------------------- inside
 
     def _of(self, channel: int) -> Iterable[Record]:
-        owned = self._owned.get(channel, ())
-        return [record for key, record in self._records.items() if key in owned] if owned else []
+        return [self._records[key] for key in self._owned.get(channel, ())]
 
     def _put(self, record: Record, owners: set[int]) -> None:
         key = record.key
         self._records[key] = record
         self._owners.setdefault(key, set()).update(owners)
         for owner in owners:
-            self._owned.setdefault(owner, set()).add(key)
+            self._owned.setdefault(owner, {})[key] = None
 
     def _drop(self, key: Key) -> Record | None:
         for owner in self._owners.pop(key, ()):
             owned = self._owned[owner]
-            owned.discard(key)
+            owned.pop(key, None)
             if not owned:
                 del self._owned[owner]
         return self._records.pop(key, None)

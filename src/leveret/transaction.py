@@ -55,15 +55,13 @@ class Transaction:
         """Begin (``tx.select``)."""
         result: Tx.SelectOk = await self.channel.call(make(Tx.Select), timeout)
         self._wire = self._channel.wire
-        self._channel.in_transaction = True
+        self._channel.enter_transaction()
         self.state = TransactionState.STARTED
         return result
 
-    def _end(self) -> None:
-        """It is over, one way or another, unless it was lost."""
-        is_lost = self._wire is not self._channel.wire or not self._channel.is_live
-        self._channel.leave_transaction()
-        if is_lost:
+    def _check_begun(self) -> None:
+        if self._wire is not self._channel.wire or not self._channel.is_live:
+            self._channel.leave_transaction()
             raise ChannelInvalidStateError("the transaction ended with its channel; the broker has undone it")
 
     async def commit(self, timeout: TimeoutType = None) -> Tx.CommitOk:
@@ -74,8 +72,11 @@ class Transaction:
             ChannelClosed, ConnectionClosed: it was lost meanwhile; the broker may have committed.
             TimeoutError: no answer in time; the commit goes on.
         """
-        self._end()
-        result: Tx.CommitOk = await self.channel.call_after_publishes(make(Tx.Commit), timeout)
+        self._check_begun()
+        try:
+            result: Tx.CommitOk = await self.channel.call_after_publishes(make(Tx.Commit), timeout)
+        finally:
+            self._channel.leave_transaction()
         self.state = TransactionState.COMMITED
         return result
 
@@ -87,8 +88,11 @@ class Transaction:
             ChannelClosed, ConnectionClosed: it was lost meanwhile, and all is undone.
             TimeoutError: no answer in time.
         """
-        self._end()
-        result: Tx.RollbackOk = await self.channel.call(make(Tx.Rollback), timeout)
+        self._check_begun()
+        try:
+            result: Tx.RollbackOk = await self.channel.wire.call(make(Tx.Rollback), self.channel.seconds(timeout))
+        finally:
+            self._channel.leave_transaction()
         self.state = TransactionState.ROLLED_BACK
         return result
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from leveret.exceptions import ChannelLockedResource
 from leveret.log import printable
@@ -94,6 +94,13 @@ class Troubles:
         """It is as it should be, or nobody wants it any more."""
         self._troubles.pop(key, None)
 
+    def keep(self, wanted: Container[Key]) -> None:
+        """Forget the others."""
+        self._troubles = {key: trouble for key, trouble in self._troubles.items() if key in wanted}
+
+    def __bool__(self) -> bool:
+        return bool(self._troubles)
+
     def hurry(self, key: Key) -> None:
         """Something has changed: try it again now."""
         if (trouble := self._troubles.get(key)) is not None:
@@ -115,9 +122,9 @@ class Troubles:
         return min((trouble.due for trouble in self._troubles.values() if trouble.due > after), default=math.inf)
 
     def current(self, is_well: Callable[[Key], bool]) -> list[Trouble]:
-        """Those to be told of: all but what is well again and was lost once only, or not for long."""
+        """Those to be told of: all but what is well again and was not lost again and again within a minute."""
         forgiven = self._time() - _FORGIVEN_AFTER
-        return [t for key, t in self._troubles.items() if not is_well(key) or (t.attempts > 1 and t.at > forgiven)]
+        return [t for key, t in self._troubles.items() if not is_well(key) or (t.attempts > 2 and t.at > forgiven)]
 
 
 def _pause(attempts: int) -> float:

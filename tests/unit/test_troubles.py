@@ -121,6 +121,8 @@ def test_one_loss_is_told_only_while_it_is_not_mended_and_several_for_a_minute(
     assert len(troubles.current(nobody)) == 1
     assert troubles.current(lambda _: True) == []
     lost(troubles)
+    assert troubles.current(lambda _: True) == []
+    lost(troubles)
     assert len(troubles.current(lambda _: True)) == 1
     clock.now += 60
     assert troubles.current(lambda _: True) == []
