@@ -151,11 +151,11 @@ class _Private:
             self._wire = await WireChannel.open(transport, self, number=number, publisher_confirms=False, timeout=_STEP)
         return self._wire
 
-    async def close(self) -> None:
-        """Close it; where no other number is free, wait until its own is."""
+    async def close(self, needed: int = 0) -> None:
+        """Close it; where so many channels of the user's need its number too, wait until that is free."""
         if self._wire is not None:
             self._wire.close()
-            if len(self._transport.channels) >= self._transport.channel_max:
+            if needed >= self._transport.channel_max:
                 await self._wire.wait_closed(asyncio.get_running_loop().time() + _STEP)
 
     def on_returned(self, *_: object) -> None: ...
@@ -206,12 +206,14 @@ class Recovery:
         self._on_renamed = on_renamed
         self._chores = chores
         self._inbox: deque[_Event] = deque()
+        self._news: set[Key] = set()  # consumers that the inbox is about
         self._wake = asyncio.Event()
         self._refreshing: list[asyncio.Future[None]] = []
         self._done: set[Key] = set()
         self._known: set[Key] = set()  # what was declared on this link at some time
         self._troubles = Troubles(loop.time)
         self._ready_at: float | None = None
+        self._linked_at = 0.0
         self._flaps = 0
         self._task: asyncio.Task[None] | None = None
         self._first_link: asyncio.Future[None] | None = None
@@ -237,7 +239,7 @@ class Recovery:
         """End the task, but do not wait for it beyond *deadline* in event loop time; the link, if any, stays."""
         self._move(Event.CLOSE)
         loop = asyncio.get_running_loop()
-        task, self._task = self._task, None
+        task = self._task  # kept: the loop holds its tasks weakly
         if self._first_link is not None:
             fail(self._first_link, ConnectionClosed("the connection was closed while it was being made"))
         if task is not None and task is not asyncio.current_task():
@@ -261,6 +263,7 @@ class Recovery:
 
     def on_consumer_lost(self, record: ConsumerRecord, error: Exception) -> None:
         """The broker cancelled a consumer: its queue may be gone, and with it its bindings."""
+        self._news.add(record.key)
         self._post(_ConsumerLost(record, error))
 
     def refresh(self, *keys: Key) -> None:
@@ -403,7 +406,7 @@ class Recovery:
                 self._done.clear()
                 self._known.clear()
                 self._troubles.hurry_all(but=ConnectionClosed)  # those may have been what killed the last link
-                self._ready_at = None
+                self._ready_at, self._linked_at = None, loop.time()
                 self._move(Event.LINKED)
                 return transport
 
@@ -418,8 +421,7 @@ class Recovery:
             began = loop.time()
             self._wake.clear()
             waiting = len(self._refreshing)
-            while self._inbox:
-                self._on_event(self._inbox.popleft())
+            self._read_inbox()
             self._forget_troubles()
             await self._restore(transport)
             due = self._chores()
@@ -429,13 +431,15 @@ class Recovery:
                 if not tried.done():
                     tried.set_result(None)
             del self._refreshing[:waiting]
-            if self._wake.is_set():
-                continue
-            if self.state is ConnectionState.RECOVERING:
+            if self.state is ConnectionState.RECOVERING and self._is_restored():
                 self._ready_at = loop.time()
                 self._move(Event.RESTORED)
+                if self._troubles:  # from here on they are tried again and again
+                    self._wake.set()
                 if self._first_link is not None and not self._first_link.done():
                     self._first_link.set_result(None)
+            if self._wake.is_set():
+                continue
             # What was due when this comparison began was tried, or waits for something else that is in trouble.
             due = min(due, self._troubles.next_due(began))
             with contextlib.suppress(TimeoutError):
@@ -449,6 +453,32 @@ class Recovery:
             keys = {record.key for record in self._topology}
             self._troubles.keep(channels | keys | {("lost", *key) for key in keys})
 
+    def _is_restored(self) -> bool:
+        """Whether all was tried: it is true, or in trouble, or needs what is."""
+        if self._inbox:
+            return False
+        if any(self._is_due(record) and record.key not in self._troubles for record in self._topology.plan()):
+            return False
+        for channel in self._channels():
+            if not channel.is_live:
+                keys = [channel_key(channel), *(record.key for record in self._topology.qos(channel.key))]
+                if not any(key in self._troubles for key in keys):
+                    return False
+            elif any(record.key not in self._troubles for record in self._missing(channel)):
+                return False
+        return True
+
+    def _read_inbox(self) -> None:
+        doubted: set[Key] = set()
+        while self._inbox:
+            event = self._inbox.popleft()
+            if isinstance(event, _ConsumerLost):
+                doubted.add(queue_key(event.record.queue))
+            self._on_event(event)
+        self._news.clear()
+        if doubted:
+            self._done.difference_update(self._topology.with_dependents(doubted))
+
     def _on_event(self, event: _Event) -> None:
         match event:
             case _ChannelLost(channel, error):
@@ -457,7 +487,6 @@ class Recovery:
                     self._done.clear()
             case _ConsumerLost(record, error):
                 self._troubles.lost(_lost_key(record), str(record), error)
-                self._done.difference_update(self._topology.with_dependents([queue_key(record.queue)]))
             case _Refresh(keys):
                 self._done.difference_update(keys)
                 for key in keys:
@@ -492,19 +521,21 @@ class Recovery:
                 await self._declare(private, transport, [(record, self._method(record)) for record in plan])
             tried_out = await self._check_consumers(private, transport)
             if not tried_out:
-                await private.close()
+                await private.close(len(list(self._channels())))
             await self._restore_channels(transport)
         finally:
             await private.close()
 
     def _doubt_queues(self) -> None:
         """A consumer that waited its turn was told of no further deletion of its queue: declare that again."""
-        for record in self._topology.consumers():
-            lost = self._troubles.get(_lost_key(record))
-            if lost is not None and lost.due > lost.at and self._troubles.may_try(_lost_key(record)):
-                channel = next((c for c in self._channels() if c.key == record.channel), None)
-                if channel is not None and not channel.is_attached(record):
-                    self._done.difference_update(self._topology.with_dependents([queue_key(record.queue)]))
+        doubted: set[Key] = set()
+        for channel in self._channels():
+            for record in self._topology.consumers(channel.key):
+                lost = self._troubles.get(_lost_key(record))
+                if lost is not None and lost.due > lost.at and self._is_missing(record, channel):
+                    doubted.add(queue_key(record.queue))
+        if doubted:
+            self._done.difference_update(self._topology.with_dependents(doubted))
 
     async def _restore_channels(self, transport: Transport) -> None:
         channels = [channel for channel in self._channels() if self._is_incomplete(channel, transport)]
@@ -526,7 +557,14 @@ class Recovery:
     def _is_possible(self, record: Record) -> bool:
         """Whether what it needs is there, and it was not refused a moment ago."""
         needs_are_met = all(key in self._done or key not in self._topology for key in record.needs)
-        return needs_are_met and self._troubles.may_try(record.key)
+        return needs_are_met and self._may_try(record.key)
+
+    def _may_try(self, key: Key) -> bool:
+        """Whether it is in no trouble, or its pause is over; before all is ready, each has one attempt."""
+        trouble = self._troubles.get(key)
+        if trouble is not None and self.state is ConnectionState.RECOVERING and trouble.at >= self._linked_at:
+            return False
+        return self._troubles.may_try(key)
 
     def _missing(self, channel: Subscriptions) -> list[ConsumerRecord]:
         """The consumers of *channel* that are to be restored now."""
@@ -536,12 +574,12 @@ class Recovery:
         """Whether it is to be restored now: not before it was looked at why it was lost."""
         if channel.is_attached(record) or not self._is_possible(record):
             return False
-        news = any(isinstance(event, _ConsumerLost) and event.record.key == record.key for event in self._inbox)
-        return not news and record.key in self._topology and self._troubles.may_try(_lost_key(record))
+        is_news = record.key in self._news
+        return not is_news and record.key in self._topology and self._may_try(_lost_key(record))
 
     def _is_incomplete(self, channel: Subscriptions, transport: Transport) -> bool:
         keys = [channel_key(channel), *(record.key for record in self._topology.qos(channel.key))]
-        if channel.is_closed or not all(map(self._troubles.may_try, keys)):
+        if channel.is_closed or not all(map(self._may_try, keys)):
             return False
         return not channel.is_live or not channel.is_open_on(transport) or bool(self._missing(channel))
 
@@ -585,6 +623,7 @@ class Recovery:
         if isinstance(record, QueueRecord) and record.server_named and reply.queue != record.name:
             self._topology.rename(record.name, reply.queue)
             key = queue_key(reply.queue)
+            self._forget_troubles()
             self._on_renamed(record.name, reply.queue)
         self._done.add(key)
         self._known.add(key)
@@ -606,7 +645,7 @@ class Recovery:
             if (
                 record.channel in live
                 and record.key in self._troubles
-                and self._troubles.may_try(record.key)
+                and self._may_try(record.key)
                 and transport.is_open
             ):
                 tried_out |= await self._try_out(private, transport, record)

@@ -14,6 +14,8 @@ from leveret.log import printable
 from leveret.records import Key
 
 _FIRST_PAUSE, _MAX_PAUSE = 0.2, 30.0
+_MAX_LOSS_PAUSE = 2.0
+"""For what the broker lets us restore each time: others on that channel wait, and did nothing wrong."""
 _MAX_LOCKED_PAUSE = 1.0
 """For an exclusive queue (405): it is there as soon as the broker notices that the old link is dead."""
 _FORGIVEN_AFTER = 60.0
@@ -77,7 +79,7 @@ class Troubles:
         earlier = self._troubles.get(key)
         in_a_row = earlier is not None and self._time() - earlier.at < _FORGIVEN_AFTER
         attempts = earlier.attempts + 1 if earlier is not None and in_a_row else 1
-        pause = _pause(attempts - 1) if attempts > 1 else 0.0
+        pause = min(_pause(attempts - 1), _MAX_LOSS_PAUSE) if attempts > 1 else 0.0
         return self._note(key, what, error, attempts, pause, is_loss=True)
 
     def _note(self, key: Key, what: str, error: Exception, attempts: int, pause: float, *, is_loss: bool) -> Trouble:
