@@ -78,6 +78,13 @@ async def proxy(fragile: Node) -> AsyncIterator[FaultProxy]:
         yield proxy
 
 
+@pytest.fixture
+def once_is_enough(broker_version: str, chaos_minutes: float | None) -> None:
+    """For what depends on the client much more than on the broker."""
+    if broker_version != "4.0" and not chaos_minutes:
+        pytest.skip("with 4.0, or in full")
+
+
 async def connections(node: Node) -> list[str]:
     """The connections that the node has, as it names them."""
     found = await asyncio.to_thread(node.eval, "[pid_to_list(Pid) || Pid <- rabbit_networking:connections()]")

@@ -76,13 +76,6 @@ async def stays_flat(
     assert after.memory <= before.memory * (1 + memory)
 
 
-@pytest.fixture
-def once_is_enough(broker_version: str, chaos_minutes: float | None) -> None:
-    """What leaks on the client's side leaks with every broker."""
-    if broker_version != "4.0" and not chaos_minutes:
-        pytest.skip("with 4.0, or in full")
-
-
 async def test_reconnects(fragile: Node, chaos_minutes: float | None, once_is_enough: None) -> None:
     received: set[bytes] = set()
 
