@@ -5,9 +5,9 @@ there a link? Is each exchange, queue and binding declared on it (``_done``)? Ha
 its prefetch? Is each consumer attached to that wire? So a loss in the middle of recovery needs no code of its own, and
 nothing is done twice.
 
-*Events* (the link, a channel or a consumer was lost, a refresh was asked for) go into an inbox, are looked at before
-the comparison, and wake the task. Only this task moves the state (:mod:`leveret.lifecycle`), but for the loss of the
-link and ``close()``, which count at once.
+*Events* (a channel or a consumer was lost, a refresh was asked for) go into an inbox, are looked at before the
+comparison, and wake the task; so does the loss of the link. Only this task moves the state (:mod:`leveret.lifecycle`),
+but for that loss and ``close()``, which count at once.
 
 A *private channel* declares, so that a refusal (404, 406, …) closes none of the user's. What was refused is *trouble*:
 kept, retried with growing pauses, reported; what needs it waits, and nothing else does. A channel that the broker
@@ -23,7 +23,7 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any, Protocol, TypeAlias
 
 from pamqp.base import Frame
@@ -108,10 +108,6 @@ class Subscriptions(Protocol):
         ...
 
 
-class _LinkLost:
-    """There is no link any more."""
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class _ChannelLost:
     channel: Subscriptions
@@ -131,7 +127,7 @@ class _Refresh:
     keys: tuple[Key, ...]
 
 
-_Event: TypeAlias = _LinkLost | _ChannelLost | _ConsumerLost | _Refresh
+_Event: TypeAlias = _ChannelLost | _ConsumerLost | _Refresh
 
 
 class _Private:
@@ -250,12 +246,10 @@ class Recovery:
         """The connection is closed for good."""
         self._move(Event.CLOSED)
 
-    def on_link_lost(self, error: Exception) -> bool:
-        """The transport died; returns whether that is news."""
-        if self.transport is None or self.transport.is_open or not self._move(Event.LOST, error):
-            return False
-        self._post(_LinkLost())
-        return True
+    def on_link_lost(self, error: Exception) -> None:
+        """The transport died; the comparison sees that for itself."""
+        if self.transport is not None and not self.transport.is_open and self._move(Event.LOST, error):
+            self._wake.set()
 
     def on_channel_lost(self, channel: Subscriptions, error: Exception) -> None:
         """A channel lost its wire on a link that is there."""
@@ -299,7 +293,7 @@ class Recovery:
         self._done.discard(key)
         self._known.discard(key)
         self._troubles.over(key)
-        self._troubles.over(("lost", *key))
+        self._troubles.over(_lost_key(key))
 
     @property
     def troubles(self) -> list[Trouble]:
@@ -308,7 +302,7 @@ class Recovery:
         for channel in self._channels():
             if channel.is_live:
                 well.add(channel_key(channel))
-                well |= {_lost_key(r) for r in self._topology.consumers(channel.key) if channel.is_attached(r)}
+                well |= {_lost_key(r.key) for r in self._topology.consumers(channel.key) if channel.is_attached(r)}
         return self._troubles.current(well.__contains__)
 
     @property
@@ -451,7 +445,7 @@ class Recovery:
         if self._troubles:
             channels = {channel_key(channel) for channel in self._channels()}
             keys = {record.key for record in self._topology}
-            self._troubles.keep(channels | keys | {("lost", *key) for key in keys})
+            self._troubles.keep(channels | keys | {_lost_key(key) for key in keys})
 
     def _is_restored(self) -> bool:
         """Whether all was tried: it is true, or in trouble, or needs what is."""
@@ -476,8 +470,12 @@ class Recovery:
                 doubted.add(queue_key(event.record.queue))
             self._on_event(event)
         self._news.clear()
-        if doubted:
-            self._done.difference_update(self._topology.with_dependents(doubted))
+        self._doubt(doubted)
+
+    def _doubt(self, keys: Collection[Key]) -> None:
+        """These may not be there any more, nor what needs them."""
+        if keys:
+            self._done.difference_update(self._topology.with_dependents(keys))
 
     def _on_event(self, event: _Event) -> None:
         match event:
@@ -486,14 +484,12 @@ class Recovery:
                 if isinstance(error, ChannelNotFoundEntity):  # somebody deleted it: was it ours?
                     self._done.clear()
             case _ConsumerLost(record, error):
-                self._troubles.lost(_lost_key(record), str(record), error)
+                self._troubles.lost(_lost_key(record.key), str(record), error)
             case _Refresh(keys):
                 self._done.difference_update(keys)
                 for key in keys:
                     self._troubles.hurry(key)
-                    self._troubles.hurry(("lost", *key))
-            case _LinkLost():
-                pass  # the comparison sees it
+                    self._troubles.hurry(_lost_key(key))
 
     def _post(self, event: _Event) -> None:
         self._inbox.append(event)
@@ -531,11 +527,10 @@ class Recovery:
         doubted: set[Key] = set()
         for channel in self._channels():
             for record in self._topology.consumers(channel.key):
-                lost = self._troubles.get(_lost_key(record))
+                lost = self._troubles.get(_lost_key(record.key))
                 if lost is not None and lost.due > lost.at and self._is_missing(record, channel):
                     doubted.add(queue_key(record.queue))
-        if doubted:
-            self._done.difference_update(self._topology.with_dependents(doubted))
+        self._doubt(doubted)
 
     async def _restore_channels(self, transport: Transport) -> None:
         channels = [channel for channel in self._channels() if self._is_incomplete(channel, transport)]
@@ -575,7 +570,7 @@ class Recovery:
         if channel.is_attached(record) or not self._is_possible(record):
             return False
         is_news = record.key in self._news
-        return not is_news and record.key in self._topology and self._may_try(_lost_key(record))
+        return not is_news and record.key in self._topology and self._may_try(_lost_key(record.key))
 
     def _is_incomplete(self, channel: Subscriptions, transport: Transport) -> bool:
         keys = [channel_key(channel), *(record.key for record in self._topology.qos(channel.key))]
@@ -733,7 +728,7 @@ class Recovery:
             self._on_refused(str(record), record.key, error)
             self._on_trouble(record, error)
             if isinstance(error, ChannelNotFoundEntity):  # is what it needs not there any more?
-                self._done.difference_update(self._topology.with_dependents(record.needs))
+                self._doubt(record.needs)
                 self._wake.set()
 
     def _on_refused(self, what: str, key: Key, error: Exception) -> None:
@@ -747,9 +742,9 @@ def channel_key(channel: Subscriptions) -> Key:
     return "channel", channel.key
 
 
-def _lost_key(record: ConsumerRecord) -> Key:
+def _lost_key(consumer: Key) -> Key:
     """By which it is known how often the broker cancelled a consumer."""
-    return "lost", *record.key
+    return "lost", *consumer
 
 
 def _is_reply_to(queue: str) -> bool:

@@ -107,30 +107,11 @@ class ChannelOwner(PublishOwner, Protocol):
         ...
 
 
-class _Requeuer:
-    """Stands in for a consumer whose owner has gone: what still comes is handed back."""
-
-    def __init__(self, wire: WireChannel, no_ack: bool) -> None:
-        self._wire = wire
-        self.no_ack = no_ack
-
-    def on_delivery(
-        self, delivery_tag: int, redelivered: bool, route: bytes, properties: bytes, body: bytes, /
-    ) -> None:
-        if not self.no_ack and self._wire.is_open:
-            self._wire.requeue(delivery_tag)
-
-    def on_abandoned(self) -> None:
-        """Nobody is left to be told."""
-
-    def on_end(self, error: Exception) -> None:
-        """Nobody is left to be told."""
-
-
 class _Trial:
     """A consumer that does nothing."""
 
-    no_ack = False
+    def __init__(self, *, no_ack: bool = False) -> None:
+        self.no_ack = no_ack
 
     def on_delivery(
         self, delivery_tag: int, redelivered: bool, route: bytes, properties: bytes, body: bytes, /
@@ -142,6 +123,20 @@ class _Trial:
 
     def on_end(self, error: Exception) -> None:
         """Nobody is left to be told."""
+
+
+class _Requeuer(_Trial):
+    """Stands in for a consumer whose owner has gone: what still comes is handed back."""
+
+    def __init__(self, wire: WireChannel, no_ack: bool) -> None:
+        super().__init__(no_ack=no_ack)
+        self._wire = wire
+
+    def on_delivery(
+        self, delivery_tag: int, redelivered: bool, route: bytes, properties: bytes, body: bytes, /
+    ) -> None:
+        if not self.no_ack and self._wire.is_open:
+            self._wire.requeue(delivery_tag)
 
 
 def _drop(delivery_tag: int, redelivered: bool, route: bytes, properties: bytes, body: bytes, /) -> None:
