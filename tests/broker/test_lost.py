@@ -144,9 +144,7 @@ async def test_the_node_is_killed_with_calls_and_publishes_in_flight(fragile: No
         channel = await connection.channel()
         queue = await channel.declare_queue(name, durable=True)
         await fill(channel, queue, [b"confirmed %d" % i for i in range(20)], delivery_mode=2)
-        # RabbitMQ writes the registry of queues to disk late: one that was declared a moment before kill -9 is gone
-        # with its messages (observed). Nothing tells when that is done.
-        await asyncio.sleep(1.5)
+        await asyncio.to_thread(fragile.flush)
         fragile.freeze()  # so that nothing of this is answered
         publishes = [channel.default_exchange.publish(Message(b"?", delivery_mode=2), name) for _ in range(50)]
         calls: list[Any] = [queue.declare(), queue.get(), channel.set_qos(1), connection.channel().initialize()]

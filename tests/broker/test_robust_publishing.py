@@ -183,8 +183,7 @@ async def test_nothing_confirmed_is_lost_over_a_crash(shaky: Node, name: str) ->
     async with await connect_robust(shaky.url, retry=QUICK) as robust:
         mine = await robust.channel()
         queue = await mine.declare_queue(name, durable=True, arguments={"x-queue-type": "quorum"})
-        # RabbitMQ writes the registry of queues to disk late (see test_lost.py). Nothing tells when that is done.
-        await asyncio.sleep(1.5)
+        await asyncio.to_thread(shaky.flush)
 
         async def publish(i: int) -> None:
             async with window:

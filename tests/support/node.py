@@ -269,6 +269,13 @@ class Node:
 
     # -- faults
 
+    def flush(self) -> None:
+        """Have the registry of queues written to disk: before 4.3 that is otherwise done within some seconds, and a
+        queue that was declared a moment before :meth:`kill` is gone with its messages.
+        """
+        if self.version_info < (4, 3):
+            self.call("mnesia sync_log []")
+
     def kill(self) -> None:
         """End the process at once (SIGKILL), as a crash does."""
         assert self._process is not None
