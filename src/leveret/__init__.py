@@ -5,10 +5,10 @@ from leveret._version import __version__
 from leveret.callbacks import CallbackCollection
 from leveret.channel import Channel
 from leveret.connection import Connection, connect
-from leveret.consumer import QueueIterator
 from leveret.credentials import Credentials
 from leveret.exceptions import AMQPException, MessageProcessError
 from leveret.exchange import Exchange
+from leveret.iterator import QueueIterator
 from leveret.lifecycle import ConnectionState, Health
 from leveret.log import logger
 from leveret.message import IncomingMessage, Message, ReturnedMessage

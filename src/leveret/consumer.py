@@ -1,17 +1,14 @@
-"""What happens to deliveries: callbacks and iterators.
+"""What happens to deliveries: callbacks.
 
-**Callbacks** run in order of arrival, without a task of their own as long as they do not wait. A *runner* task
-starts them one after another; when one suspends, the runner becomes that callback's task to its end (so
-``current_task()``, ``timeout()`` and cancellation mean what they should), and a new runner takes over the
-rest. Every callback has a copy of the context that ``consume()`` was called in, so context variables do not
-leak from one into another.
-
-**Iterators** hand messages out in order of arrival; a cancelled or timed-out ``__anext__`` takes none.
+They run in order of arrival, without a task of their own as long as they do not wait. A *runner* task starts them
+one after another; when one suspends, the runner becomes that callback's task to its end (so ``current_task()``,
+``timeout()`` and cancellation mean what they should), and a new runner takes over the rest. Every callback has a copy
+of the context that ``consume()`` was called in, so context variables do not leak from one into another.
 
 What the broker delivered on a channel that is gone, and no handler has started on, is dropped: it comes again. What
 needs no acknowledgement (``no_ack``) is handed out all the same: it does not.
 
-On a channel that recovers, the same callback or iterator is attached to one wire after the other.
+On a channel that recovers, the same callback is attached to one wire after the other.
 """
 
 from __future__ import annotations
@@ -25,14 +22,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from leveret.exceptions import ChannelInvalidStateError, Closed, ConsumerCancelled, DeliveryLost, fresh
-from leveret.log import get_logger, printable
+from leveret.exceptions import Closed, ConsumerCancelled, DeliveryLost
+from leveret.log import get_logger
 from leveret.message import IncomingMessage
-from leveret.records import ConsumerRecord
-from leveret.types import Arguments, TimeoutType
 
 if TYPE_CHECKING:
-    from leveret.queue import Queue
     from leveret.wire.channel import WireChannel, WireConsumer
 
 _log = get_logger(__name__)
@@ -93,7 +87,7 @@ class CallbackConsumer:
 
     def on_abandoned(self) -> None:
         """Nobody waits for it: give back what no callback has started on."""
-        _give_back(self._queue)
+        give_back(self._queue)
 
     def on_end(self, error: Exception) -> None:
         """No more will come."""
@@ -204,7 +198,7 @@ def is_normal(error: Exception | None) -> bool:
     return isinstance(error, Closed) and error.is_normal
 
 
-def _give_back(messages: deque[IncomingMessage]) -> None:
+def give_back(messages: deque[IncomingMessage]) -> None:
     """Requeue *messages*, in their order."""
     while messages:
         if (message := messages.popleft()).is_live:
@@ -213,196 +207,3 @@ def _give_back(messages: deque[IncomingMessage]) -> None:
 
 async def _await(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
-
-
-class QueueIterator:
-    """Messages of a queue, for ``async for``.
-
-    Use it as ``async with queue.iterator() as messages``: leaving the block cancels the consumer and gives
-    what was not handed out back to the queue.
-
-    Args:
-        queue: what to consume.
-        no_ack: the broker forgets each message as it sends it.
-        exclusive: be the queue's only consumer.
-        arguments: of ``basic.consume``.
-        consumer_tag: of your own choice.
-        robust: go on after a reconnect, on a connection of :func:`~leveret.connect_robust`.
-        on_cancelled: what to do when the broker cancels the consumer, because its queue was deleted, say.
-            ``"resubscribe"``, on a connection of :func:`~leveret.connect_robust`: declare the queue again if this
-            connection declared it, and go on. ``"raise"``, and every plain connection: raise ConsumerCancelled.
-            ``"stop"``: end the iteration.
-        timeout: seconds for each ``__anext__``, which takes as long as it takes without; and for ``basic.consume``,
-            which has the connection's ``operation_timeout`` without.
-    """
-
-    DEFAULT_CLOSE_TIMEOUT = 5
-
-    def __init__(
-        self,
-        queue: Queue,
-        *,
-        no_ack: bool = False,
-        exclusive: bool = False,
-        arguments: Arguments = None,
-        consumer_tag: str | None = None,
-        timeout: TimeoutType = None,
-        robust: bool = True,
-        on_cancelled: OnCancelled = "resubscribe",
-    ) -> None:
-        check_on_cancelled(on_cancelled)
-        self.no_ack = no_ack
-        self._robust = robust
-        self._on_cancelled: OnCancelled = on_cancelled
-        self._queue = queue
-        self._exclusive = exclusive
-        self._arguments = arguments
-        self._requested_tag = consumer_tag
-        self._timeout = timeout
-        self._messages: deque[IncomingMessage] = deque()
-        self._arrived = asyncio.Event()
-        self._wire: WireChannel | None = None
-        self._consumer_tag: str | None = None
-        self._is_consuming = False
-        self._tag = b""
-        self._consuming: asyncio.Lock = asyncio.Lock()
-        self._error: Exception | None = None
-        self._closed = False
-        self._given_back = False
-
-    def __repr__(self) -> str:
-        return f"<QueueIterator: queue={self._queue.name!r} consumer_tag={self.consumer_tag!r}>"
-
-    @property
-    def consumer_tag(self) -> str | None:
-        """The tag; None before consuming has begun."""
-        return self._consumer_tag if self._is_consuming else None
-
-    async def consume(self) -> None:
-        """Begin to consume, unless it has; ``async for`` does it by itself."""
-        async with self._consuming:
-            if self._is_consuming or self._closed:
-                return
-            channel = self._queue.channel
-            tag = self._requested_tag or channel.new_consumer_tag()
-            record = ConsumerRecord(
-                channel=channel.key,
-                consumer_tag=tag,
-                queue=self._queue.name,
-                no_ack=self.no_ack,
-                exclusive=self._exclusive,
-                arguments=self._arguments,
-            )
-            self._consumer_tag = tag
-            await channel.subscribe(
-                record, self._attach, self._timeout, on_cancelled=self._on_cancelled, robust=self._robust
-            )
-            self._is_consuming = True
-            if self._closed:  # meanwhile
-                await channel.unsubscribe(tag, self.DEFAULT_CLOSE_TIMEOUT)
-
-    def _attach(self, wire: WireChannel, wire_tag: str) -> QueueIterator:
-        self._wire, self._tag = wire, wire_tag.encode("utf-8", "surrogateescape")
-        return self
-
-    def on_delivery(
-        self, delivery_tag: int, redelivered: bool, route: bytes, properties: bytes, body: bytes, /
-    ) -> None:
-        """A message came."""
-        wire = None if self.no_ack else self._wire
-        self._messages.append(
-            IncomingMessage(wire, self._tag, delivery_tag, redelivered, route, properties, body, self.no_ack)
-        )
-        if len(self._messages) == 1:
-            self._arrived.set()
-            if self._given_back:  # close() was cancelled before the broker's answer
-                self._give_back()
-
-    def on_abandoned(self) -> None:
-        """Nobody waits for it: give back what came."""
-        _give_back(self._messages)
-
-    def on_end(self, error: Exception) -> None:
-        """No more will come, unless the channel has it back."""
-        if not isinstance(error, ConsumerCancelled) and (not self.no_ack or is_normal(error)):
-            self._messages.clear()
-        if self._consumer_tag is not None and self._queue.channel.keeps_consumer(self._consumer_tag, error):
-            return
-        if isinstance(error, ConsumerCancelled) and self._on_cancelled == "stop":
-            _log.warning("%s", printable(str(error)))
-            self._closed = True
-        self._error = error
-        self._arrived.set()
-
-    def __aiter__(self) -> QueueIterator:
-        return self
-
-    async def __anext__(self) -> IncomingMessage:
-        """The next message.
-
-        Raises:
-            StopAsyncIteration: the iterator, its channel or the connection was closed by this side; or the broker
-                cancelled the consumer, which is to stop then.
-            TimeoutError: none came within the iterator's timeout; it stays usable.
-            ConsumerCancelled: the broker cancelled the consumer, and what it had delivered is handed out.
-            ChannelClosed, ConnectionClosed: the channel or connection was lost.
-            ChannelInvalidStateError: the channel was closed before iterating began.
-
-        Cancellation: takes no message, and the iterator stays usable.
-
-        Reconnect: goes on waiting on a connection of :func:`~leveret.connect_robust`; what was delivered before and
-        not handed out is dropped, because the broker delivers it again.
-        """
-        if (message := self._next()) is not None:
-            return message
-        async with asyncio.timeout(self._timeout):
-            if not self._is_consuming:
-                await self.consume()
-            while (message := self._next()) is None:
-                if self._closed or is_normal(self._error):
-                    raise StopAsyncIteration
-                if self._error is not None:
-                    raise fresh(self._error)
-                self._arrived.clear()
-                await self._arrived.wait()
-        return message
-
-    def _next(self) -> IncomingMessage | None:
-        """The next message that can still be settled."""
-        while self._messages:
-            message = self._messages.popleft()
-            if self.no_ack or message.is_live:
-                return message
-        return None
-
-    async def __aenter__(self) -> QueueIterator:
-        await self.consume()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Cancel the consumer, and give what was not handed out back to the queue, in its order.
-
-        Idempotent, and bounded by DEFAULT_CLOSE_TIMEOUT seconds; on a channel that is gone there is nothing to do.
-        """
-        if self._closed:
-            return
-        self._closed = True
-        self._arrived.set()
-        tag = self.consumer_tag
-        try:
-            if tag is not None and self._error is None:
-                await self._queue.channel.unsubscribe(tag, self.DEFAULT_CLOSE_TIMEOUT)
-        except (TimeoutError, ChannelInvalidStateError, Closed) as exc:
-            _log.info("%r: closing: %s", self, exc)
-        finally:
-            self._give_back()
-
-    def _give_back(self) -> None:
-        """Requeue what nobody has seen."""
-        self._given_back = True
-        if self.no_ack and self._messages:
-            _log.warning("%r: %d messages were not handed out, and are gone (no_ack)", self, len(self._messages))
-        self.on_abandoned()

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from pamqp.commands import Basic
 from pamqp.commands import Queue as QueueMethods
 
-from leveret.consumer import CallbackConsumer, ConsumerCallback, OnCancelled, QueueIterator, check_on_cancelled
+from leveret.consumer import CallbackConsumer, ConsumerCallback, OnCancelled, check_on_cancelled
 from leveret.exceptions import QueueEmpty
 from leveret.exchange import Exchange, exchange_name
+from leveret.iterator import QueueIterator
 from leveret.message import IncomingMessage
 from leveret.records import ConsumerRecord, QueueBinding, QueueRecord, queue_key
 from leveret.types import Arguments, ConsumerTag, TimeoutType

@@ -39,7 +39,8 @@ MAP: dict[str, set[str]] = {
     "message": {"wire.codec", "outcome"},
     "consumer": {"message"},
     "exchange": {"message", "consumer", "outcome"},
-    "queue": {"message", "consumer"},
+    "iterator": {"message", "consumer", "records"},
+    "queue": {"message", "consumer", "iterator"},
     "transaction": {"message", "consumer"},
     "channel": {"exchange", "queue", "transaction", "message", "consumer", "wire.channel", "wire.transport"},
     "connection": {"channel", "exchange", "queue", "wire.channel", "wire.transport"},
@@ -119,7 +120,7 @@ BEYOND_THE_MAP: dict[str, dict[str, str]] = {
     },
 }
 
-ASYNCIO = {"callbacks", "outcome", "consumer", "channel", "connection", "wire.transport", "wire.channel"}
+ASYNCIO = {"callbacks", "outcome", "consumer", "iterator", "channel", "connection", "wire.transport", "wire.channel"}
 ASYNCIO |= {"recovery", "robust", "robust_channel", "credentials", "hosts", "wire.waiting", "wire.outgoing"}
 ASYNCIO |= {"wire.publisher", "wire.output", "wire.replies"}  # replies: for the type Future only, see below
 ASYNCIO_NAMES = {"exceptions": {"QueueEmpty"}}
@@ -148,7 +149,8 @@ LINES = {
     "wire.output": 150,
     "wire.replies": 90,
     "message": 420,
-    "consumer": 400,
+    "consumer": 200,
+    "iterator": 200,
     "exchange": 280,
     "queue": 360,
     "transaction": 90,
@@ -276,7 +278,7 @@ def test_the_book_of_replies_knows_of_asyncio_the_future_only():
 def test_imports_for_type_checkers_never_reach_from_the_wire_to_the_handles(name):
     if not name.startswith("wire."):
         return
-    handles = {"connection", "channel", "exchange", "queue", "consumer", "message", "transaction"}
+    handles = {"connection", "channel", "exchange", "queue", "consumer", "iterator", "message", "transaction"}
     for module, _, _ in imports(MODULES[name]):
         assert module.removeprefix("leveret.") not in handles
 

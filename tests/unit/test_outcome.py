@@ -341,7 +341,11 @@ async def test_a_marked_function_is_called_at_once_and_raises_at_the_call():
         plain(1, error=LookupError())
 
 
-@pytest.mark.parametrize("function", [plain, *METHODS, functools.partial(plain, 1)], ids=str)
+@pytest.mark.parametrize(
+    "function",
+    [plain, *METHODS, functools.partial(plain, 1)],
+    ids=["plain", *(f.__qualname__ for f in METHODS), "partial"],
+)
 def test_inspect_and_asyncio_take_a_marked_function_for_a_coroutine_function(function):
     assert inspect.iscoroutinefunction(function)
 
