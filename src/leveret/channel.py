@@ -16,7 +16,7 @@ from pamqp.commands import Exchange as ExchangeMethods
 from pamqp.commands import Queue as QueueMethods
 
 from leveret.callbacks import CallbackCollection
-from leveret.consumer import Attach, OnCancelled
+from leveret.consumer import Attach, OnCancelled, check_prefetch
 from leveret.exceptions import ChannelClosed, ChannelInvalidStateError, ConsumerCancelled
 from leveret.exchange import Exchange
 from leveret.log import get_logger, printable
@@ -62,6 +62,7 @@ class Channel:
         consumer_cancelled_callbacks: called with (channel, :class:`~leveret.exceptions.ConsumerCancelled`) when the
             broker cancels a callback consumer.
         default_exchange: routes to the queue named by the routing key.
+        prefetch: how many unacknowledged messages the broker sends to a consumer that begins now; 0 for no limit.
         key: tells it from the other channels of this process, in records of what was declared and consumed.
         handler_tasks: callbacks that run.
         in_transaction: whether a transaction has begun on it and was not ended.
@@ -88,6 +89,7 @@ class Channel:
         self.return_callbacks: CallbackCollection[Channel, [ReturnedMessage]] = CallbackCollection(self)
         self.consumer_cancelled_callbacks: CallbackCollection[Channel, [ConsumerCancelled]] = CallbackCollection(self)
         self.default_exchange = self.EXCHANGE_CLASS(self, "", durable=True)
+        self.prefetch = 0
         self.key = next(_keys)
         self.write_publish: Callable[..., Coroutine[Any, Any, Any]] = self._refuse_publish
         self.handler_tasks: set[asyncio.Task[None]] = set()
@@ -153,6 +155,7 @@ class Channel:
             )
         finally:
             self._opening = False
+        self.prefetch = 0
         self.write_publish = self._wire.publish
         if self._closed.done():
             self._closed = asyncio.get_running_loop().create_future()
@@ -599,10 +602,11 @@ class Channel:
         """
         if prefetch_size != 0:
             raise ValueError("RabbitMQ does not implement prefetch_size, and would close the connection (540)")
-        if not 0 <= prefetch_count <= 65_535:
-            raise ValueError(f"prefetch_count must be from 0 (no limit) to 65535, not {prefetch_count}")
+        check_prefetch("prefetch_count", prefetch_count)
         record = QosRecord(channel=self.key, prefetch_count=prefetch_count, global_=global_)
         result: Basic.QosOk = await self.call(record.method(), timeout)
+        if not global_:
+            self.prefetch = prefetch_count
         self.remember(record)
         return result
 
@@ -646,4 +650,5 @@ async def consume(
         exclusive=record.exclusive,
         arguments=record.arguments,
         timeout=seconds,
+        prefetch=record.prefetch,
     )

@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
-from leveret.consumer import OnCancelled, check_on_cancelled, give_back, is_normal
+from leveret.consumer import OnCancelled, check_on_cancelled, check_prefetch, give_back, is_normal
 from leveret.exceptions import ChannelInvalidStateError, Closed, ConsumerCancelled, fresh
 from leveret.log import get_logger, printable
 from leveret.message import IncomingMessage
@@ -44,6 +44,8 @@ class QueueIterator:
             ``"stop"``: end the iteration.
         timeout: seconds for each ``__anext__``, which takes as long as it takes without; and for ``basic.consume``,
             which has the connection's ``operation_timeout`` without.
+        prefetch: how many unacknowledged messages the broker sends ahead to this consumer, from 0 (no limit) to 65,535;
+            None for the channel's (:meth:`Channel.set_qos`).
     """
 
     DEFAULT_CLOSE_TIMEOUT = 5
@@ -59,8 +61,10 @@ class QueueIterator:
         timeout: TimeoutType = None,
         robust: bool = True,
         on_cancelled: OnCancelled = "resubscribe",
+        prefetch: int | None = None,
     ) -> None:
         check_on_cancelled(on_cancelled)
+        check_prefetch("prefetch", prefetch or 0)
         self.no_ack = no_ack
         self._robust = robust
         self._on_cancelled: OnCancelled = on_cancelled
@@ -68,6 +72,7 @@ class QueueIterator:
         self._exclusive = exclusive
         self._arguments = arguments
         self._requested_tag = consumer_tag
+        self._prefetch = prefetch
         self._timeout = timeout
         self._messages: deque[IncomingMessage] = deque()
         self._arrived = asyncio.Event()
@@ -102,6 +107,7 @@ class QueueIterator:
                 no_ack=self.no_ack,
                 exclusive=self._exclusive,
                 arguments=self._arguments,
+                prefetch=channel.prefetch if self._prefetch is None else self._prefetch,
             )
             self._consumer_tag = tag
             await channel.subscribe(

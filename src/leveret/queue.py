@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from pamqp.commands import Basic
 from pamqp.commands import Queue as QueueMethods
 
-from leveret.consumer import CallbackConsumer, ConsumerCallback, OnCancelled, check_on_cancelled
+from leveret.consumer import CallbackConsumer, ConsumerCallback, OnCancelled, check_on_cancelled, check_prefetch
 from leveret.exceptions import QueueEmpty
 from leveret.exchange import Exchange, exchange_name
 from leveret.iterator import QueueIterator
@@ -175,12 +175,14 @@ class Queue:
         timeout: TimeoutType = None,
         robust: bool = True,
         on_cancelled: OnCancelled = "resubscribe",
+        *,
+        prefetch: int | None = None,
     ) -> ConsumerTag:
         """Run *callback* for every message (``basic.consume``).
 
-        Callbacks start in order of arrival; one that waits does not hold up the next, so the channel's
-        prefetch (:meth:`Channel.set_qos`) is what bounds how many run. An exception is logged and leaves the
-        message unacknowledged, unless the callback settled it.
+        Callbacks start in order of arrival; one that waits does not hold up the next, so *prefetch*, or the channel's
+        (:meth:`Channel.set_qos`), is what bounds how many run. An exception is logged and leaves the message
+        unacknowledged, unless the callback settled it.
 
         Args:
             callback: takes an :class:`~leveret.IncomingMessage`.
@@ -194,13 +196,15 @@ class Queue:
                 ``"resubscribe"``, on a connection of :func:`~leveret.connect_robust`: declare the queue again if this
                 connection declared it, and consume again. ``"raise"``, and every plain connection: log a warning and
                 call the channel's ``consumer_cancelled_callbacks``. ``"stop"``: the warning alone.
+            prefetch: how many unacknowledged messages the broker sends ahead to this consumer, from 0 (no limit) to
+                65,535; None for the channel's.
 
         Returns:
             The consumer tag, for :meth:`cancel`.
 
         Raises:
             TypeError: *callback* cannot be called.
-            ValueError: *on_cancelled* is none of the three.
+            ValueError: *on_cancelled* is none of the three, or *prefetch* is out of range.
             DuplicateConsumerTag: the channel has that tag.
             ChannelNotFoundEntity: no such queue.
             ChannelAccessRefused: it has an exclusive consumer.
@@ -213,6 +217,8 @@ class Queue:
             raise TypeError(f"the callback must be callable, not {callback!r}")
         check_on_cancelled(on_cancelled)
         channel = self.channel
+        prefetch = channel.prefetch if prefetch is None else prefetch
+        check_prefetch("prefetch", prefetch)
         tag = consumer_tag or channel.new_consumer_tag()
         context = contextvars.copy_context()
         cancelled = functools.partial(channel.on_consumer_cancelled, tag, on_cancelled)
@@ -227,6 +233,7 @@ class Queue:
             no_ack=no_ack,
             exclusive=exclusive,
             arguments=arguments,
+            prefetch=prefetch,
         )
         await channel.subscribe(record, attach, timeout, on_cancelled=on_cancelled, robust=robust)
         return tag

@@ -208,7 +208,10 @@ class QosRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsumerRecord:
-    """``basic.consume`` on one channel; *consumer_tag* is the one that the user knows."""
+    """``basic.consume`` on one channel; *consumer_tag* is the one that the user knows.
+
+    *prefetch* is the one it began with, which the channel's may differ from by now.
+    """
 
     channel: int
     consumer_tag: str
@@ -216,6 +219,7 @@ class ConsumerRecord:
     no_ack: bool = False
     exclusive: bool = False
     arguments: Arguments = None
+    prefetch: int = 0
 
     def __str__(self) -> str:
         return f"consumer {self.consumer_tag!r} of queue {self.queue!r}"

@@ -167,6 +167,7 @@ class RobustChannel(Channel):
                         raise
         finally:
             self._opening = False
+        self.prefetch = 0
         if self._closed.done():
             self._closed = loop.create_future()
         self._connection.adopt(self)

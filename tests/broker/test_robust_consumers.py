@@ -344,6 +344,34 @@ async def test_prefetch_is_back(shaky: Node, name: str) -> None:
 # ------------------------------------------------------------------------------------------- a closed channel
 
 
+async def test_each_consumer_has_the_prefetch_that_it_began_with(
+    link: FaultProxy, robust: RobustConnection, channel: Channel, name: str
+) -> None:
+    names = {f"{name}-{prefetch}": prefetch for prefetch in (3, 5, 7)}
+    mine = await robust.channel()
+    got: dict[str, int] = dict.fromkeys(names, 0)
+
+    def keep(queue: str, message: IncomingMessage) -> None:
+        got[queue] += message.is_live
+
+    await mine.set_qos(3)
+    for queue, prefetch in names.items():
+        ours = await mine.declare_queue(queue)
+        given = None if prefetch == 3 else prefetch
+        await ours.consume(functools.partial(keep, queue), prefetch=given)
+    await mine.set_qos(9)
+    for queue in names:
+        await fill(channel, await channel.get_queue(queue), [b"x"] * 20)
+    await eventually(lambda: got == names)
+    link.rst()
+    await _lost(robust)
+    await eventually(lambda: got == {queue: 2 * prefetch for queue, prefetch in names.items()})
+    with pytest.raises(ValueError, match="prefetch must be from 0"):
+        await ours.consume(print, prefetch=-1)
+    for queue in names:
+        await channel.queue_delete(queue)
+
+
 async def test_a_channel_closed_by_the_broker_is_back_with_all_of_it(
     robust: RobustConnection, channel: Channel, name: str
 ) -> None:

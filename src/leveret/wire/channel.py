@@ -150,6 +150,7 @@ class WireChannel:
         error: why it is closed; None while it is open.
         consumers: where deliveries go, by consumer tag.
         cancelled: tags of consumers that the broker cancelled, and whether they were ``no_ack``.
+        prefetch: what a consumer gets that begins now.
     """
 
     __slots__ = (
@@ -168,6 +169,7 @@ class WireChannel:
         "error",
         "is_assembling",
         "number",
+        "prefetch",
         "publish",
         "publisher",
         "transport",
@@ -180,6 +182,7 @@ class WireChannel:
         self.consumers: dict[bytes, OnDelivery] = {}
         self.cancelled: dict[bytes, bool] = {}
         self.is_assembling = False
+        self.prefetch = 0
         self._consumers: dict[bytes, WireConsumer] = {}
         self._starting: dict[bytes, asyncio.Future[None]] = {}
         self._loop = asyncio.get_running_loop()
@@ -300,6 +303,8 @@ class WireChannel:
             raise ChannelInvalidStateError("publishes are still held back (await them before the commit)")
         self._replies.add(Pending(method, reply, on_reply, on_late))
         self._write_due_ack()
+        if isinstance(method, Basic.Qos) and not method.global_:
+            self.prefetch = method.prefetch_count
         if isinstance(method, Tx.Rollback):
             self._acks.stop_counting()
         if isinstance(method, Tx.Select) and isinstance(self._output, Output):
@@ -493,8 +498,11 @@ class WireChannel:
         exclusive: bool,
         arguments: Arguments,
         timeout: float,
+        prefetch: int | None = None,
     ) -> Basic.ConsumeOk:
         """``basic.consume``; deliveries go to *consumer* from the first one on.
+
+        *prefetch* is sent ahead (``basic.qos``) where the last one was another; None leaves it at that.
 
         A caller that times out or is cancelled leaves no consumer behind: the broker is told to cancel it, and
         what it delivers meanwhile is requeued.
@@ -521,6 +529,8 @@ class WireChannel:
         def start(_: Frame) -> None:
             self._starting.pop(tag).set_result(None)
 
+        if prefetch is not None and prefetch != self.prefetch:
+            self._request(make(Basic.Qos, prefetch_count=prefetch))
         self._set_consumer(tag, consumer)
         self.cancelled.pop(tag, None)
         self._starting[tag] = self._loop.create_future()
@@ -549,9 +559,16 @@ class WireChannel:
             ChannelInvalidStateError, TimeoutError: as :meth:`call`.
         """
         tag = f"leveret-try-{secrets.token_hex(8)}"
-        await self.call(make(Basic.Qos, prefetch_count=1), timeout)  # streams are not consumed without
-        trial = _Trial()
-        await self.consume(queue, tag, trial, no_ack=False, exclusive=exclusive, arguments=arguments, timeout=timeout)
+        await self.consume(
+            queue,
+            tag,
+            _Trial(),
+            no_ack=False,
+            exclusive=exclusive,
+            arguments=arguments,
+            timeout=timeout,
+            prefetch=1,  # streams are not consumed without
+        )
         if exclusive:
             await self.cancel(tag, timeout)
 
