@@ -39,7 +39,7 @@ _log = get_logger(__name__)
 
 _keys = itertools.count(1)
 
-_MANY_NACKS = 100
+MANY_NACKS = 100
 """A queue that is full refuses some; so many in a row mean that something is wrong with the broker."""
 
 CLOSE_TIMEOUT = 10
@@ -228,7 +228,7 @@ class Channel:
         complaints: list[str] = []
         if overdue := publisher.unconfirmed_too_long:
             complaints.append(f"channel {self}: {overdue} confirms are overdue")
-        if publisher.nacked_in_a_row >= _MANY_NACKS:
+        if publisher.nacked_in_a_row >= MANY_NACKS:
             complaints.append(f"channel {self}: the broker refused the last {publisher.nacked_in_a_row} publishes")
         return complaints
 
@@ -248,6 +248,9 @@ class Channel:
         message = ReturnedMessage(method.reply_code, method.reply_text, method.route, properties, body)
         self.return_callbacks(message)
         return message
+
+    def on_nacked(self, in_a_row: int) -> None:
+        """The broker refused publishes; :attr:`complaints` tells when that goes on."""
 
     def take_back(self, publish: Publish, error: Exception) -> bool:
         """Whether *publish*, which the channel was lost with, is sent again: not on a channel that stays closed."""

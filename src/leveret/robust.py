@@ -8,11 +8,10 @@ it a new one.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import ssl as ssl_module
 import weakref
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 from pamqp.commands import Connection as ConnectionMethods
@@ -24,18 +23,16 @@ from leveret.connection import Connection, normal_close
 from leveret.credentials import CredentialsProvider, Login
 from leveret.exceptions import (
     AMQPConnectionError,
-    ChannelClosed,
     ConnectionClosed,
-    TopologyError,
 )
 from leveret.hosts import Hosts, Resolver
 from leveret.lifecycle import ConnectionState, Health
 from leveret.log import get_logger, printable
-from leveret.records import ConsumerRecord, Key, Record
-from leveret.recovery import Recovery, channel_key
+from leveret.records import Record
+from leveret.recovery import Recovery
+from leveret.registry import Registry
 from leveret.retry import RetryPolicy, is_retryable
-from leveret.robust_channel import NothingSent, RobustChannel, RobustQueue
-from leveret.topology import Topology
+from leveret.robust_channel import RobustChannel, RobustQueue
 from leveret.types import FieldValue, SSLOptions, TimeoutType
 from leveret.url import make_urls
 from leveret.wire.transport import Transport
@@ -59,6 +56,7 @@ class RobustConnection(Connection):
         connected: an ``asyncio.Event`` that is set while it is ready.
         reconnect_interval: seconds between attempts, as given; None for pauses that grow.
         fail_fast: whether the first failure to connect at all is raised.
+        registry: what is to be restored, for its channels; *recovery* is who restores it.
 
     https://www.rabbitmq.com/docs/reliability
     """
@@ -97,16 +95,15 @@ class RobustConnection(Connection):
         self._login = Login(credentials)
         self._renewal: asyncio.Task[None] | None = None
         self._timeout: TimeoutType = None
-        self._topology = Topology()
         self._budget = Budget(self.MAX_WAITING_PUBLISHES, self.MAX_WAITING_BYTES)
         self._server_named: weakref.WeakSet[RobustQueue] = weakref.WeakSet()
         if retry is None:
             interval = self.reconnect_interval
             retry = RetryPolicy() if interval is None else RetryPolicy.every(interval)
         self._first_retry = first_retry or (None if self.fail_fast else retry)
-        self._recovery = Recovery(
-            self._topology,
-            loop=self.loop,
+        self.registry = Registry(self._robust_channels, self.loop.time)
+        self.recovery = Recovery(
+            self.registry,
             channels=self._robust_channels,
             connect=self._connect_to_any,
             retry=retry,
@@ -135,7 +132,7 @@ class RobustConnection(Connection):
         self._timeout = timeout
         self._warn_of_cleartext()
         try:
-            await self._recovery.start(self._first_retry)
+            await self.recovery.start(self._first_retry)
         except asyncio.CancelledError:
             await self.close()
             raise
@@ -160,7 +157,7 @@ class RobustConnection(Connection):
         raise AMQPConnectionError("no host can be reached: " + "; ".join(map(str, errors))) from errors[-1]
 
     async def _before_close(self, deadline: float) -> None:
-        await self._recovery.stop(deadline)
+        await self.recovery.stop(deadline)
         if (renewal := self._renewal) is not None:
             renewal.cancel()
             await asyncio.wait([renewal], timeout=max(0.0, deadline - self.loop.time()))
@@ -176,7 +173,7 @@ class RobustConnection(Connection):
         for channel in self._robust_channels():
             channel.give_up(ended)
         self.close_callbacks(error)
-        self._recovery.on_closed()
+        self.recovery.on_closed()
 
     async def reconnect(self) -> None:
         """Drop the link and make another one; returns when all is restored.
@@ -195,7 +192,7 @@ class RobustConnection(Connection):
     @property
     def state(self) -> ConnectionState:
         """Where it is."""
-        return self._recovery.state
+        return self.recovery.state
 
     @property
     def reconnecting(self) -> bool:
@@ -210,7 +207,7 @@ class RobustConnection(Connection):
         """
         if self.state not in {ConnectionState.READY, ConnectionState.RECOVERING}:
             return Health("down", (self.why_down(),))
-        reasons = [*self._degraded(), *map(str, self._recovery.troubles), *map(printable, self._recovery.missing)]
+        reasons = [*self._degraded(), *map(str, self.registry.troubles), *map(printable, self.registry.pending)]
         if self._login.problem is not None:
             reasons.append(self._login.problem)
         if self.state is ConnectionState.RECOVERING:
@@ -219,18 +216,18 @@ class RobustConnection(Connection):
 
     def why_down(self) -> str:
         """Why there is no link, or why a channel is not there."""
-        cause = self._recovery.cause
+        cause = self.recovery.cause
         return f"the connection is {self.state.value}" + (f": {printable(str(cause))}" if cause is not None else "")
 
     # ------------------------------------------------------------------------------------- what recovery says
 
     def _on_lost(self, error: Exception) -> None:
-        self._recovery.on_link_lost(error)
+        self.recovery.on_link_lost(error)
 
     def _on_blocked(self, reason: str | None) -> None:
         super()._on_blocked(reason)
         if reason is None:
-            self._recovery.hurry()
+            self.recovery.hurry()
 
     def _on_state(self, old: ConnectionState, new: ConnectionState, cause: Exception | None) -> None:
         if new is ConnectionState.RECONNECTING:
@@ -272,7 +269,7 @@ class RobustConnection(Connection):
 
     def _on_renewed(self, task: asyncio.Task[None]) -> None:
         self._renewal = None
-        self._recovery.refresh()
+        self.recovery.refresh()
 
     async def update_secret(
         self, new_secret: str, *, reason: str = "", timeout: TimeoutType = None
@@ -324,79 +321,6 @@ class RobustConnection(Connection):
     def new_waiting_room(self) -> WaitingRoom:
         """Where the publishes of one channel wait."""
         return WaitingRoom(self._budget, self.operation_timeout, self._parameters.frame_max, self.why_down)
-
-    def remember(self, record: Record, channel: RobustChannel) -> None:
-        """*record* is true, by way of *channel*."""
-        if not channel.is_closed:
-            self._topology.remember(record, channel.key)
-            self._recovery.on_done(record.key)
-
-    def is_remembered(self, key: Key) -> bool:
-        """Whether there is such a record."""
-        return key in self._topology
-
-    def forget(self, key: Key) -> None:
-        """It is no longer true."""
-        with self.forgetting(key):
-            pass
-
-    @contextlib.contextmanager
-    def forgetting(self, key: Key) -> Generator[None]:
-        """It is no longer true, unless the block raises; given up on, it may be, and was meant to be."""
-        forgotten = self._topology.forget(key)
-        try:
-            yield
-        except Exception as exc:
-            if not isinstance(exc, TimeoutError) or isinstance(exc, NothingSent):
-                self._topology.bring_back(forgotten)
-                forgotten = []
-            raise
-        finally:
-            self._on_forgotten([record for record, _ in forgotten])
-
-    def forget_channel(self, channel: RobustChannel) -> None:
-        """The user closed *channel*."""
-        self._recovery.on_forgotten(channel_key(channel))
-        if not self._close_called:
-            self._on_forgotten(self._topology.forget_channel(channel.key))
-
-    def _on_forgotten(self, records: Sequence[Record]) -> None:
-        channels = {channel.key: channel for channel in self._robust_channels()}
-        for record in records:
-            self._recovery.on_forgotten(record.key)
-            if isinstance(record, ConsumerRecord) and (channel := channels.get(record.channel)) is not None:
-                channel.drop_consumer(record.consumer_tag)
-
-    def on_channel_lost(self, channel: RobustChannel, error: Exception) -> None:
-        """It lost its wire on a link that is there."""
-        if isinstance(error, ChannelClosed) and not error.by_broker:  # the user has it reopened
-            self._recovery.refresh()
-        else:
-            self._recovery.on_channel_lost(channel, error)
-
-    def on_consumer_lost(self, consumer: Key, error: Exception) -> None:
-        """The broker cancelled that consumer."""
-        record = self._topology.get(consumer)
-        if isinstance(record, ConsumerRecord):
-            self._recovery.on_consumer_lost(record, error)
-
-    def keys_of(self, channel: RobustChannel) -> list[Key]:
-        """What was declared, bound and consumed through *channel*."""
-        return self._topology.keys_of(channel.key)
-
-    async def restore_records(self, keys: Sequence[Key]) -> None:
-        """Check them, and what belongs to them, now.
-
-        Raises:
-            TopologyError: the broker refuses one.
-            ConnectionClosed: the connection is closed.
-        """
-        due = self._topology.with_dependents(keys)
-        await self._recovery.refreshed(*due)
-        for key in due:
-            trouble, record = self._recovery.trouble(key), self._topology.get(key)
-            if trouble is not None and record is not None:
-                raise TopologyError(f"cannot restore {trouble}", record) from trouble.error
 
     def follow_name_of(self, queue: RobustQueue) -> None:
         """Change ``queue.name`` when the broker chooses another one."""

@@ -15,7 +15,7 @@ from pamqp.commands import Basic
 from pamqp.commands import Queue as QueueMethods
 
 from leveret.callbacks import CallbackCollection
-from leveret.channel import CLOSE_TIMEOUT, Channel, consume
+from leveret.channel import CLOSE_TIMEOUT, MANY_NACKS, Channel, consume
 from leveret.consumer import Attach, OnCancelled
 from leveret.exceptions import (
     AMQPError,
@@ -39,9 +39,18 @@ if TYPE_CHECKING:
 
 _log = get_logger(__name__)
 
+_LAST_CONFIRMS = 0.5
+"""Seconds for what is on its way on a wire that is to be replaced."""
+_MAX_RENEWAL_PAUSE = 60.0
+
 
 class NothingSent(TimeoutError):
     """The channel was not back in time."""
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether what was asked for has not been done."""
+    return not isinstance(error, TimeoutError) or isinstance(error, NothingSent)
 
 
 class RobustExchange(Exchange):
@@ -146,6 +155,9 @@ class RobustChannel(Channel):
         self._live = asyncio.Event()
         self._close_called = False
         self._lost_transaction = False
+        self._renewals, self._renew_after = 0, 0.0
+        self._registry = connection.registry
+        self._recovery = connection.recovery
 
     # --------------------------------------------------------------------------------------- opening, closing
 
@@ -280,7 +292,7 @@ class RobustChannel(Channel):
             TopologyError: the broker refuses some of it; the cause says why.
             ChannelInvalidStateError: it is closed.
         """
-        await self.restore_records(*self._connection.keys_of(self))
+        await self.restore_records(*self._registry.keys_of(self.key))
 
     async def restore_records(self, *keys: Key) -> None:
         """As :meth:`restore`, for these and what belongs to them.
@@ -290,7 +302,7 @@ class RobustChannel(Channel):
         """
         seconds = self._connection.operation_timeout
         async with asyncio.timeout(seconds):
-            await self._connection.restore_records(keys)
+            await self._recovery.restored(keys)
         await self.live_wire(seconds)
 
     # ---------------------------------------------------------------------------------- waiting for the wire
@@ -326,6 +338,22 @@ class RobustChannel(Channel):
         """*publish* waits for the next wire."""
         return not self._is_over and not self.in_transaction and self._waiting.add(publish)
 
+    def on_nacked(self, in_a_row: int) -> None:
+        """Get a new wire where the broker goes on refusing, unless there are consumers on this one.
+
+        RabbitMQ 3.10 may refuse all that comes on a channel after the leader of a quorum queue has gone, for ever; it
+        takes what comes on a new one. Where the queue is full, that costs little, and is not done often.
+        """
+        loop = asyncio.get_running_loop()
+        if in_a_row < MANY_NACKS or self._subscriptions or not self.is_live or loop.time() < self._renew_after:
+            return
+        self._renewals += 1
+        self._renew_after = loop.time() + min(_MAX_RENEWAL_PAUSE, 2.0**self._renewals)
+        self.write_publish = self._waiting.publish
+        _log.warning("%r: the broker refused the last %d publishes: trying another channel", self, in_a_row)
+        refused = ChannelClosed(f"the broker refused the last {in_a_row} publishes on it")
+        loop.call_later(_LAST_CONFIRMS, self.wire.close, refused)  # those on their way are answered by then
+
     def on_wire_lost(self, wire: WireChannel, error: Exception) -> None:
         """The wire is gone: wait for another one, unless it was the user who closed."""
         if wire is not self._wire:
@@ -339,8 +367,12 @@ class RobustChannel(Channel):
         elif was_live:
             self._log_loss(error)
             self.close_callbacks(error)
-            if wire.transport.is_open:
-                self._connection.on_channel_lost(self, error)
+            if not wire.transport.is_open:
+                return
+            if isinstance(error, ChannelClosed) and not error.by_broker:  # reopen()
+                self._recovery.refresh()
+            else:
+                self._recovery.on_channel_lost(self, error)
 
     def _end(self, error: Exception) -> None:
         if self._closed.done():
@@ -350,7 +382,8 @@ class RobustChannel(Channel):
         for subscription in subscriptions.values():
             if not subscription.is_attached:  # else its wire tells it
                 subscription.consumer.on_end(error)
-        self._connection.forget_channel(self)
+        if not self._connection.close_called:
+            self._registry.forget_channel(self.key)
         super()._end(error)
         self._choose_publish()
         self._live.set()  # those who wait for it look what has become of it
@@ -364,12 +397,16 @@ class RobustChannel(Channel):
 
     def remember(self, record: Record) -> None:
         """*record* is to be true on every connection from now on."""
-        self._connection.remember(record, self)
+        if not self.is_closed:
+            self._registry.remember(record, self.key)
 
     @contextlib.contextmanager
     def forgetting(self, key: Key) -> Generator[None]:
-        """The record of that identity, and what the broker deletes along, is forgotten, unless the block raises."""
-        with self._connection.forgetting(key):
+        """The record of that identity, and what the broker deletes along, is forgotten, unless the block raises.
+
+        Given up on, it may have gone, and was meant to.
+        """
+        with self._registry.forgetting(key, undone_by=_is_refusal):
             yield
 
     def new_queue_name(self) -> str:
@@ -421,7 +458,7 @@ class RobustChannel(Channel):
         subscription.is_starting, subscription.is_consuming = False, True
         self.remember(record)
         if subscription.is_lost:  # cancelled in the turn in which it began
-            self._connection.on_consumer_lost(record.key, ConsumerCancelled(tag))
+            self._recovery.on_consumer_lost(record.key, ConsumerCancelled(tag))
 
     async def resubscribe(self, record: ConsumerRecord, timeout: float) -> None:
         """Consume again, by a fresh tag where this wire has seen the old one already.
@@ -469,7 +506,7 @@ class RobustChannel(Channel):
         if known_as is None:
             return await super().unsubscribe(consumer_tag, timeout, nowait=nowait)
         subscription = self._subscriptions.pop(known_as)
-        self._connection.forget(consumer_key(self.key, known_as))
+        self._registry.forget(consumer_key(self.key, known_as))
         try:
             if subscription.is_attached:
                 return await subscription.wire.cancel(subscription.wire_tag, self.seconds(timeout), nowait=nowait)
@@ -484,15 +521,15 @@ class RobustChannel(Channel):
         if subscription is None or self._is_over:
             return False
         if isinstance(error, ConsumerCancelled):
-            if not subscription.is_starting and not self._connection.is_remembered(key):
+            if not subscription.is_starting and key not in self._registry:
                 return False  # its queue is being deleted by the user
             if subscription.on_cancelled != "resubscribe":
                 del self._subscriptions[consumer_tag]
-                self._connection.forget(key)
+                self._registry.forget(key)
                 return False
             subscription.is_lost = True
             _log.warning("%s It will be subscribed again.", printable(str(error)))
-            self._connection.on_consumer_lost(key, error)
+            self._recovery.on_consumer_lost(key, error)
         return True
 
     def drop_consumer(self, consumer_tag: str) -> None:

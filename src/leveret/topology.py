@@ -131,12 +131,14 @@ class Topology:
         wanted = set(keys)
         return [*wanted, *(key for key, r in self._records.items() if key not in wanted and wanted & {*r.needs})]
 
-    def plan(self) -> list[Entity]:
-        """What is replayed before the channels are, in an order in which each finds what it needs."""
-        exchanges = [record for record in self._records.values() if isinstance(record, ExchangeRecord)]
-        queues = [record for record in self._records.values() if isinstance(record, QueueRecord)]
-        bindings = [record for record in self._records.values() if isinstance(record, QueueBinding | ExchangeBinding)]
-        return [*exchanges, *queues, *bindings]
+    def plan(self) -> Iterator[list[Entity]]:
+        """What is replayed before the channels are, in stages in which each finds what it needs.
+
+        A stage is what there is when it is asked for: a queue may have got another name in the one before.
+        """
+        yield [record for record in self if isinstance(record, ExchangeRecord)]
+        yield [record for record in self if isinstance(record, QueueRecord)]
+        yield [record for record in self if isinstance(record, QueueBinding | ExchangeBinding)]
 
     def qos(self, channel: int) -> list[QosRecord]:
         """The prefetch of *channel*, and the one that is for all of its consumers together."""

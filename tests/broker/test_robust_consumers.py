@@ -11,7 +11,7 @@ import pytest
 from pamqp import commands, frame
 from pamqp.exceptions import UnmarshalingException
 
-from leveret import IncomingMessage, Message, connect_robust, recovery
+from leveret import IncomingMessage, Message, connect_robust, restore
 from leveret.exceptions import (
     AMQPConnectionError,
     AMQPError,
@@ -468,7 +468,7 @@ async def test_direct_reply_to_after_a_failed_attempt(
     link: FaultProxy, robust: RobustConnection, channel: Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One consume-ok is lost: the next attempt must succeed."""
-    monkeypatch.setattr(recovery, "_CONSUME", 0.3)
+    monkeypatch.setattr(restore, "_CONSUME", 0.3)
     mine = await robust.channel()
     replies: list[bytes] = []
     reply_to = await mine.get_queue("amq.rabbitmq.reply-to", ensure=False)

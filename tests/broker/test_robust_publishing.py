@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pamqp.commands import Basic
 
-from leveret import ConnectionState, Message, ReturnedMessage, RobustConnection, connect, connect_robust, recovery
+from leveret import ConnectionState, Message, ReturnedMessage, RobustConnection, connect, connect_robust, restore
 from leveret.exceptions import (
     AMQPConnectionError,
     ChannelInvalidStateError,
@@ -278,8 +278,8 @@ async def test_an_alarm_is_no_reason_to_drop_the_link(
     shaky: Node, name: str, event: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker does not read a blocked connection: what recovery asks of it is answered when the alarm ends."""
-    monkeypatch.setattr(recovery, "_STEP", 0.5)
-    monkeypatch.setattr(recovery, "_CONSUME", 0.5)
+    monkeypatch.setattr(restore, "_STEP", 0.5)
+    monkeypatch.setattr(restore, "_CONSUME", 0.5)
     async with await connect_robust(shaky.url, retry=QUICK) as robust, await connect(shaky.url) as plain:
         lost: list[object] = []
         robust.close_callbacks.add(lambda _, error: lost.append(error))

@@ -17,7 +17,7 @@ from tests.support.node import Node, cluster
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator
 
-    from leveret import QueueIterator, RobustChannel, RobustConnection
+    from leveret import QueueIterator, RobustConnection
 
 NAME = "rolling"
 BACK = 10.0
@@ -89,18 +89,6 @@ def connected_to(connection: RobustConnection, nodes: list[Node]) -> Node:
     return next(node for node in nodes if node.port == connection.url.port)
 
 
-async def reopen_when_refused(channel: RobustChannel, ledger: Ledger) -> None:
-    """What a user of RabbitMQ 3.10 has to do. There a channel that publishes to a quorum queue for the first time
-    while its leader is dead has every publish nacked, until that node is back or the channel is another one.
-    """
-    while True:
-        nacked, confirmed = len(ledger.nacked), len(ledger.confirmed)
-        await asyncio.sleep(1)
-        if len(ledger.nacked) > nacked and len(ledger.confirmed) == confirmed:
-            print("all publishes are refused: reopening the channel")
-            await channel.reopen()
-
-
 async def test_nodes_go_and_come(cluster_version: str, nodes: list[Node], chaos_minutes: float | None) -> None:
     ledger = Ledger(NAME)
     witness = Witness(ledger)
@@ -115,11 +103,9 @@ async def test_nodes_go_and_come(cluster_version: str, nodes: list[Node], chaos_
         messages = queue.iterator()
         await messages.consume()
         tasks.append(asyncio.create_task(witness.iterate(messages)))
-        if cluster_version == "3.10":
-            tasks.append(asyncio.create_task(reopen_when_refused(channel, ledger)))
         await all_online(nodes)
         await asyncio.sleep(2)  # so that a crash does not take what was declared a moment ago along
-        publisher = Publisher(ledger, channel.default_exchange, [(NAME, [NAME])], workers=50, pause=0.08)
+        publisher = Publisher(ledger, channel.default_exchange, [(NAME, [NAME])], workers=100, pause=0.08)
         try:
             longest = await hurt(connection, nodes, witness, 2 if chaos_minutes else 1)
             await publisher.stop()

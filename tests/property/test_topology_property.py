@@ -189,7 +189,7 @@ class TopologyMachine(RuleBasedStateMachine):
 
     @invariant()
     def a_plan_has_everything_once_and_what_is_needed_earlier(self) -> None:
-        plan = self.topology.plan()
+        plan = [record for stage in self.topology.plan() for record in stage]
         place = {record.key: index for index, record in enumerate(plan)}
         assert len(place) == len(plan)
         assert place.keys() == {

@@ -7,10 +7,17 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from pamqp import commands
+from pamqp import base, commands
 
 from leveret import Credentials, Message, RetryPolicy
-from leveret.exceptions import ChannelInvalidStateError, ChannelNotFoundEntity, ConsumerCancelled, PublishNotSent
+from leveret.exceptions import (
+    ChannelInvalidStateError,
+    ChannelLimitReached,
+    ChannelNotFoundEntity,
+    ConsumerCancelled,
+    MessageNacked,
+    PublishNotSent,
+)
 from tests.protocol.kit import turns, until, within
 from tests.protocol.robust_kit import (
     Held,
@@ -148,7 +155,7 @@ async def test_silent_consumers_hold_up_neither_other_channels_nor_readiness_for
             await (await queue_on(bad, f"bad{n}")).consume(print)
         await (await queue_on(good, "good")).consume(print)
         server.at(CONSUME, silent, where=lambda method: method.queue.startswith("bad"), times=100, link=1)
-        with mock.patch("leveret.recovery._CONSUME", 0.1):
+        with mock.patch("leveret.restore._CONSUME", 0.1):
             server.drop()
             await until(lambda: connection.state.value == "recovering")
             await within(good.ready(), 0.5)
@@ -172,3 +179,65 @@ async def test_a_misspelt_choice_is_told(wrong: Any) -> None:
             await queue.consume(print, on_cancelled=wrong)
         with pytest.raises(ValueError, match="resubscribe"):
             queue.iterator(on_cancelled=wrong)
+
+
+def nack(link: ServerLink, channel: int, _: base.Frame) -> None:
+    link.send(channel, commands.Basic.Nack(link.confirming[channel]))
+
+
+async def test_a_channel_on_which_all_is_refused_is_replaced() -> None:
+    """RabbitMQ 3.10 may refuse all that comes on a channel after a leader has gone; it was to be reopened by hand."""
+    async with robust() as (connection, server):
+        channel = await channel_of(connection)
+        server.at(commands.Basic.Publish, nack, times=100)
+        refused = await asyncio.gather(
+            *[channel.default_exchange.publish(Message(b"x"), "q") for _ in range(100)], return_exceptions=True
+        )
+        assert {type(result) for result in refused} == {MessageNacked}
+        assert await within(channel.default_exchange.publish(Message(b"y"), "q"), 2)
+        assert len(server.link.all(commands.Channel.Open)) == 2
+        assert connection.health().status == "ready"
+
+
+async def test_a_channel_that_consumes_is_kept_although_all_is_refused() -> None:
+    async with robust() as (connection, server):
+        channel = await channel_of(connection)
+        await (await queue_on(channel)).consume(print)
+        server.at(commands.Basic.Publish, nack, times=None)
+        results = await asyncio.gather(
+            *[channel.default_exchange.publish(Message(b"x"), "q") for _ in range(300)], return_exceptions=True
+        )
+        assert {type(result) for result in results} == {MessageNacked}
+        await fence(connection)
+        assert len(server.link.all(commands.Channel.Open)) == 1
+        assert "the broker refused the last 300 publishes" in connection.health().reasons[0]
+
+
+async def test_one_channel_number_is_kept_for_recovery() -> None:
+    """All numbers were the user's: a consumer whose queue has to be declared again waited for ever."""
+    async with robust(server=Server(channel_max=16)) as (connection, server):
+        channels = [await channel_of(connection) for _ in range(15)]
+        with pytest.raises(ChannelLimitReached, match=r"15 channels.*the last one is for recovery"):
+            await connection.channel()
+        await (await queue_on(channels[0])).consume(print)
+        server.link.cancel("q")
+        await server.seen(commands.Queue.Declare, 2)
+        await server.seen(commands.Basic.Consume, 2)
+        last = await channel_of(connection, channel_number=16)
+        assert last.number == 16
+
+
+async def test_a_silent_consumer_keeps_no_other_from_coming_back() -> None:
+    """While the broker owed one a consume-ok, up to 5 s, what it cancelled elsewhere waited."""
+    async with robust() as (connection, server):
+        bad, good = await channel_of(connection), await channel_of(connection)
+        await (await queue_on(bad, "bad")).consume(print)
+        await (await queue_on(good, "good")).consume(print)
+        held = Held()
+        server.at(commands.Basic.Consume, held, where=lambda method: method.queue == "bad")
+        server.link.cancel("bad")
+        await held.reached()
+        server.link.cancel("good")
+        await within(server.seen(commands.Basic.Consume, 4), 1)
+        held.go()
+        await until(lambda: connection.health().status == "ready")

@@ -248,7 +248,7 @@ async def test_a_declare_that_is_not_answered_in_time_is_tried_again() -> None:
     async with robust() as (connection, server):
         await World().build(connection)
         server.at(DECLARE, silent, link=1, where=lambda m: m.queue == "q1")
-        with mock.patch("leveret.recovery._STEP", 0.05):
+        with mock.patch("leveret.restore._STEP", 0.05):
             link = await again(connection, server)
             await until(lambda: connection.health().status == "ready")
         await fence(connection)
@@ -260,7 +260,7 @@ async def test_channels_that_are_not_opened_in_time_cost_the_link() -> None:
     async with robust() as (connection, server):
         await World().build(connection)
         server.at(commands.Channel.Open, silent, link=1, where=lambda _: len(server.link.all(DECLARE)) == 3)
-        with mock.patch("leveret.recovery._STEP", 0.05):
+        with mock.patch("leveret.restore._STEP", 0.05):
             link = await again(connection, server)
         assert link.number == 2
         await fence(connection)
@@ -627,7 +627,7 @@ async def test_a_prefetch_that_was_refused_is_tried_again(how: str) -> None:
         await channel.set_qos(7)
         await (await channel.declare_queue("q")).consume(print)
         server.at(commands.Basic.Qos, refuse(406) if how == "refuse" else lambda *_: None, link=1)
-        with mock.patch("leveret.recovery._STEP", 0.05):
+        with mock.patch("leveret.restore._STEP", 0.05):
             await again(connection, server)
             await until_or_not(lambda: connection.health().status == "ready")
         assert connection.health().status == "ready"
@@ -1056,7 +1056,7 @@ async def test_a_consume_that_is_not_answered_in_time_is_tried_again() -> None:
         world = World()
         await world.build(connection)
         server.at(CONSUME, lambda *_: None, link=1, where=lambda m: m.consumer_tag == "q1")
-        with mock.patch("leveret.recovery._CONSUME", 0.05):
+        with mock.patch("leveret.restore._CONSUME", 0.05):
             link = await again(connection, server)
             await until(lambda: connection.health().status == "ready")
         link.deliver("q1", 1, b"x", link.all(CONSUME)[-1].consumer_tag)

@@ -65,7 +65,9 @@ MAP |= {
     "troubles": {"records"},
     "credentials": {"url"},
     "hosts": {"url"},
-    "recovery": {"topology", "records", "lifecycle", "troubles", "retry", "outcome"},
+    "registry": {"topology", "records", "troubles"},
+    "restore": {"registry", "records", "troubles"},
+    "recovery": {"registry", "restore", "records", "lifecycle", "retry", "outcome"},
     "robust_channel": {"channel", "queue", "exchange", "consumer", "records", "callbacks"},
     "robust": {
         "connection",
@@ -73,7 +75,7 @@ MAP |= {
         "consumer",
         "robust_channel",
         "recovery",
-        "topology",
+        "registry",
         "records",
         "lifecycle",
         "retry",
@@ -103,7 +105,8 @@ BEYOND_THE_MAP: dict[str, dict[str, str]] = {
         "wire.codec": "the type of a Return, for a signature",
         "wire.methods": "builds basic.qos and the like",
     },
-    "recovery": {
+    "recovery": {"wire.transport": "the type of the link"},
+    "restore": {
         "wire.channel": "opens the private channel that declares",
         "wire.transport": "the type of the link",
         "wire.outgoing": "the type of a publish, for a signature",
@@ -121,7 +124,7 @@ BEYOND_THE_MAP: dict[str, dict[str, str]] = {
 }
 
 ASYNCIO = {"callbacks", "outcome", "consumer", "iterator", "channel", "connection", "wire.transport", "wire.channel"}
-ASYNCIO |= {"recovery", "robust", "robust_channel", "credentials", "hosts", "wire.waiting", "wire.outgoing"}
+ASYNCIO |= {"recovery", "restore", "robust", "robust_channel", "credentials", "hosts", "wire.waiting", "wire.outgoing"}
 ASYNCIO |= {"wire.publisher", "wire.output", "wire.replies"}  # replies: for the type Future only, see below
 ASYNCIO_NAMES = {"exceptions": {"QueueEmpty"}}
 """Modules that know nothing of asyncio but these names, for the bases of errors."""
@@ -165,14 +168,15 @@ LINES = {
     "troubles": 120,
     "credentials": 100,
     "hosts": 80,
-    "recovery": 400,
+    "registry": 350,
+    "restore": 330,
+    "recovery": 300,
     "robust_channel": 400,
     "robust": 400,
     "__init__": 100,
 }
 ASKED_WHY = {
     "callbacks": (240, "half of it is docstrings; chained and weak callbacks"),
-    "recovery": (780, "a debt: making the link and restoring what was on it are to be two files"),
     "url": (410, "three dialects of parameters, each with its reader; several hosts"),
 }
 """Modules past 1.6 times their line: how long they may be, and the answer."""

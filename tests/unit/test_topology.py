@@ -16,6 +16,7 @@ from pamqp.commands import Basic, Exchange, Queue
 from leveret.records import (
     Binding,
     ConsumerRecord,
+    Entity,
     ExchangeBinding,
     ExchangeRecord,
     Key,
@@ -58,6 +59,11 @@ def topology(*records: Record, channel: int = 1) -> Topology:
     made = Topology()
     remember(made, *records, channel=channel)
     return made
+
+
+def flat(topology: Topology) -> list[Entity]:
+    """The stages of its plan, one after the other."""
+    return [record for stage in topology.plan() for record in stage]
 
 
 def remember(topology: Topology, *records: Record, channel: int = 1) -> None:
@@ -236,7 +242,7 @@ def test_what_the_caller_does_to_the_arguments_later_changes_nothing(
 def test_a_time_in_the_arguments_stays_a_time() -> None:
     moment = time.gmtime(1_600_000_000)
     offset = QueueRecord(name="q", arguments={"at": moment})
-    (kept,) = topology(offset).plan()
+    (kept,) = flat(topology(offset))
     assert encode_method(1, kept.method()) == encode_method(1, offset.method())
     as_datetime = {"at": datetime.datetime.fromtimestamp(1_600_000_000, datetime.UTC)}
     assert bound("q", "e", arguments={"at": moment}).key == bound("q", "e", arguments=as_datetime).key
@@ -421,7 +427,7 @@ def test_a_queue_that_is_consumed_on_another_channel_stays_with_all_that_fills_i
     remember(known, consumer("q", channel=2))
     known.forget_channel(1)
     assert list(known) == [*fills, consumer("q", channel=2)]
-    assert known.plan() == fills
+    assert flat(known) == fills
     known.forget_channel(2)
     assert is_empty(known)
 
@@ -542,7 +548,7 @@ def test_a_queue_that_outlived_its_channel_can_be_renamed() -> None:
     remember(known, consumer("old", channel=2))
     known.forget_channel(1)
     known.rename("old", "new")
-    assert known.plan() == [exchange("e"), queue("new"), bound("new", "e")]
+    assert flat(known) == [exchange("e"), queue("new"), bound("new", "e")]
     assert known.consumers(2) == [consumer("new", channel=2)]
     known.forget_channel(2)
     assert is_empty(known)
@@ -575,7 +581,7 @@ def test_exchanges_come_before_queues_and_these_before_bindings_whatever_was_rem
         *(bound("q", "inner"), consumer("q"), linked("inner", "outer"), queue("q"), exchange("inner")),
         *(QosRecord(channel=1, prefetch_count=1, global_=False), queue("p"), exchange("outer")),
     )
-    assert known.plan() == [
+    assert flat(known) == [
         *(exchange("inner"), exchange("outer")),
         *(queue("q"), queue("p")),
         *(bound("q", "inner"), linked("inner", "outer")),
@@ -585,7 +591,7 @@ def test_exchanges_come_before_queues_and_these_before_bindings_whatever_was_rem
 def test_everything_that_a_record_needs_comes_earlier() -> None:
     known = topology(*reversed(chain(auto_delete=False)))
     seen: set[Key] = set()
-    for record in known.plan():
+    for record in flat(known):
         assert seen.issuperset(record.needs), f"{record} comes too early"
         seen.add(record.key)
     for consumer_record in known.consumers():
@@ -594,11 +600,11 @@ def test_everything_that_a_record_needs_comes_earlier() -> None:
 
 def test_a_plan_and_an_iterator_are_of_the_moment() -> None:
     known = topology(exchange("e"), queue("q"), bound("q", "e"))
-    plan = known.plan()
+    plan = flat(known)
     for record in known:
         known.forget(record.key)
     assert len(plan) == 3
-    assert known.plan() == []
+    assert flat(known) == []
 
 
 # ------------------------------------------------------------------------------------------------------ methods
@@ -670,7 +676,7 @@ def test_a_record_is_made_true_or_untrue_by_the_method_that_pamqp_would_send(met
 def test_a_remembered_record_sends_what_was_declared() -> None:
     arguments: Arguments = {"x-match": "all", "deep": {"b": [1, True], "a": None}}
     for record in (bound("q", "e", "key", arguments), linked("d", "s", "key", arguments)):
-        (kept,) = topology(record).plan()
+        (kept,) = flat(topology(record))
         assert encode_method(1, kept.method()) == encode_method(1, record.method())
 
 

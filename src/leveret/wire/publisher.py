@@ -57,6 +57,10 @@ class PublishOwner(Protocol):
         """A mandatory message came back; the result is what its publisher gets."""
         ...
 
+    def on_nacked(self, in_a_row: int, /) -> None:
+        """The broker refused publishes, *in_a_row* since it last took one."""
+        ...
+
     def take_back(self, publish: Publish, error: Exception, /) -> bool:
         """The channel is gone, and *publish* may be sent by another one; False leaves it to fail."""
         ...
@@ -239,6 +243,8 @@ class Publisher:
                 fail(publish, MessageReturned(publish.returned))
             else:
                 publish.set_result(publish.returned)
+        if self.nacked_in_a_row:
+            self._owner.on_nacked(self.nacked_in_a_row)
 
     def on_return(self, method: Return, properties: bytes, body: bytes) -> None:
         """``basic.return``, which comes before the confirm of the same message."""

@@ -57,6 +57,8 @@ E = TypeVar("E", bound=Exception)
 
 _STALL = 1.0
 """Seconds that a timer may be late before it is told: the event loop was blocked."""
+_SPARE_FROM = 16
+"""So many channels are enough that one can be kept."""
 _LAST_WORDS = 1.0
 """Seconds that a close frame may take to leave before the socket is aborted."""
 
@@ -119,6 +121,7 @@ class Transport(asyncio.BufferedProtocol):
         self._suspected = False
 
         self._last_number = 0
+        self.reserved = 0
         self._used_numbers: set[int] = set()
         self._replies: deque[tuple[Frame, asyncio.Future[Frame]]] = deque()
         self._close_ok: asyncio.Future[None] | None = None
@@ -456,10 +459,14 @@ class Transport(asyncio.BufferedProtocol):
         if self.state is not State.OPEN:
             raise ChannelInvalidStateError("the connection is not open") from self.error
         if number is None:
-            if len(self.channels) >= self.channel_max:
-                raise ChannelLimitReached(f"all {self.channel_max} channels of the connection are in use (channel_max)")
+            is_one_kept = self.reserved != 0 and self.reserved not in self.channels
+            if len(self.channels) >= self.channel_max - is_one_kept:
+                kept = ", and the last one is for recovery" if is_one_kept else ""
+                raise ChannelLimitReached(
+                    f"all {len(self.channels)} channels of the connection are in use (channel_max{kept})"
+                )
             number = self._last_number % self.channel_max + 1
-            while number in self.channels:
+            while number in self.channels or number == self.reserved:
                 number = number % self.channel_max + 1
             self._last_number = number
         elif number in self.channels:
@@ -469,6 +476,10 @@ class Transport(asyncio.BufferedProtocol):
         self.channels[number] = channel
         self._used_numbers.add(number)
         return number
+
+    def reserve_last_number(self) -> None:
+        """Give the last number only to who asks for it by name, unless there are so few that each is wanted."""
+        self.reserved = self.channel_max if self.channel_max >= _SPARE_FROM else 0
 
     def detach(self, number: int) -> None:
         """The number is free again: its close-ok was sent or received."""

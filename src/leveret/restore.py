@@ -1,0 +1,330 @@
+"""Makes the broker's side match the registry, on a link that is there.
+
+It compares, and does not count steps: is each exchange, queue and binding declared on this link? Has each open channel
+a wire on it, with its prefetch? Does each consumer consume on that wire? So it does nothing twice, and a loss in the
+middle needs no code of its own.
+
+A *private channel* declares, so that a refusal (404, 406, …) closes none of the user's. Channels are restored beside
+each other: a broker that owes one an answer keeps no other waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from typing import Protocol, TypeAlias
+
+from pamqp.base import Frame
+
+from leveret.exceptions import AMQPConnectionError, ChannelClosed, ChannelNotFoundEntity, ConnectionClosed
+from leveret.log import get_logger
+from leveret.records import ConsumerRecord, Entity, QueueRecord, Record, queue_key
+from leveret.registry import Registry, RestorableChannel
+from leveret.troubles import Trouble
+from leveret.wire.channel import WireChannel
+from leveret.wire.outgoing import Publish
+from leveret.wire.transport import Transport
+
+_log = get_logger(__name__)
+
+_STEP = 10.0
+"""Seconds for each answer of the broker."""
+_CONSUME = 5.0
+"""Seconds for a consume-ok: a queue without a leader may owe it for long, and its channel waits for it."""
+_PIPELINE = 25
+"""Declarations that are sent ahead of their answers."""
+
+
+class WiredChannel(RestorableChannel, Protocol):
+    """What is asked of a channel of the user's that gets a new wire."""
+
+    @property
+    def wire(self) -> WireChannel:
+        """Its newest wire."""
+        ...
+
+    def is_open_on(self, transport: Transport, /) -> bool:
+        """Whether it has an open wire on *transport*."""
+        ...
+
+    async def open_on(self, transport: Transport, timeout: float, /) -> WireChannel:
+        """Give it a new wire."""
+        ...
+
+    async def resubscribe(self, record: ConsumerRecord, timeout: float, /) -> None:
+        """Consume again."""
+        ...
+
+    def release(self) -> None:
+        """It is restored: let those go on who wait for it."""
+        ...
+
+
+ChannelsOf: TypeAlias = Callable[[], Iterable[WiredChannel]]
+"""Those that the user has open."""
+
+
+class _Private:
+    """A channel of our own on one link: opened when it is needed, and again after a refusal has closed it."""
+
+    on_return_raises = False
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self._wire: WireChannel | None = None
+
+    async def wire(self) -> WireChannel:
+        if self._wire is None or not self._wire.is_open:
+            transport = self.transport
+            number = transport.reserved if transport.reserved not in transport.channels else 0
+            self._wire = await WireChannel.open(
+                transport, self, number=number or None, publisher_confirms=False, timeout=_STEP
+            )
+        return self._wire
+
+    async def close(self, needed: int = 0) -> None:
+        """Close it; where so many channels of the user's need its number too, wait until that is free."""
+        if self._wire is not None:
+            self._wire.close()
+            if needed >= self.transport.channel_max:
+                await self._wire.wait_closed(asyncio.get_running_loop().time() + _STEP)
+
+    def on_returned(self, *_: object) -> None: ...
+
+    def take_back(self, publish: Publish, error: Exception) -> bool:
+        return False
+
+    def on_nacked(self, in_a_row: int) -> None: ...
+
+    def on_wire_lost(self, wire: WireChannel, error: Exception) -> None: ...
+
+
+class Restorer:
+    """Restores what is missing.
+
+    Args:
+        registry: what there is to be.
+        channels: those that the user has open.
+        wake: set when there is more to do, or something new to look at.
+        on_trouble: told of each refusal (record, error).
+        on_renamed: told when a server-named queue has another name (old, new).
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        channels: ChannelsOf,
+        wake: asyncio.Event,
+        on_trouble: Callable[[Record, Exception], object],
+        on_renamed: Callable[[str, str], None],
+    ) -> None:
+        self._registry = registry
+        self._channels = channels
+        self._wake = wake
+        self._on_trouble = on_trouble
+        self._on_renamed = on_renamed
+        self._private: _Private | None = None
+        self._busy: dict[WiredChannel, asyncio.Task[None]] = {}
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether channels are still being restored; *wake* is set when that ends."""
+        return bool(self._busy)
+
+    async def stop(self) -> None:
+        """End what is under way."""
+        tasks = list(self._busy.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def compare(self, transport: Transport) -> None:
+        """One comparison, and what follows from it; channels are restored behind its back, see :attr:`is_busy`."""
+        if self._private is None or self._private.transport is not transport:
+            self._private = _Private(transport)
+        private = self._private
+        try:
+            for stage in self._registry.plan():
+                await self._declare(private, [(record, self._registry.method(record)) for record in stage])
+            tried_out = await self._check_consumers(private)
+            if not tried_out and not self._busy:
+                await private.close(len(list(self._channels())))
+            self._restore_channels(transport)
+        finally:
+            if not self._busy:
+                await private.close()
+
+    # ------------------------------------------------------------------------------------- exchanges and queues
+
+    async def _declare(self, private: _Private, steps: list[tuple[Record, Frame]]) -> None:
+        """Declare or check, many at a time; whoever is refused does not stop the others."""
+        transport = private.transport
+        while steps and transport.is_open:
+            steps = [step for step in steps if step[0].key in self._registry]
+            batch = steps[:_PIPELINE]
+            try:
+                wire = await private.wire()
+            except Exception as exc:
+                _on_no_channel(transport, exc)
+                for record, _ in steps:
+                    self._blame(record, transport, exc)
+                return
+            replies = await asyncio.gather(*(wire.call(frame, _STEP) for _, frame in batch), return_exceptions=True)
+            for (record, _), reply in zip(batch, replies, strict=True):
+                del steps[0]
+                if isinstance(reply, BaseException):
+                    # The first that failed is to blame. Those behind it were not looked at, or have to wait.
+                    await private.close()
+                    if (frame := self._registry.replacement(record, reply)) is not None:
+                        steps.insert(0, (record, frame))
+                        break
+                    self._blame(record, transport, reply)
+                    if isinstance(reply, TimeoutError):  # first those who do not depend on it
+                        self._wake.set()
+                        return
+                    break
+                if record.key in self._registry and isinstance(record, Entity):
+                    self._on_declared(record, reply)
+
+    def _on_declared(self, record: Entity, reply: object) -> None:
+        old_name = record.name if isinstance(record, QueueRecord) else ""
+        new_name = self._registry.on_declared(record, reply)
+        if new_name is not None:
+            self._on_renamed(old_name, new_name)
+
+    # ------------------------------------------------------------------------------------------------ consumers
+
+    async def _check_consumers(self, private: _Private) -> bool:
+        """See to it that consuming will not close a channel of the user's.
+
+        A queue that others declared may be gone; a consumer that was refused before is tried out here first.
+
+        Returns:
+            Whether one was tried out; it consumes until *private* is closed.
+        """
+        due = [record for channel in self._channels() for record in self._registry.missing(channel)]
+        others = [r for r in due if queue_key(r.queue) not in self._registry and not _is_reply_to(r.queue)]
+        await self._declare(private, [(r, QueueRecord(name=r.queue).method(passive=True)) for r in others])
+        tried_out = False
+        live = {channel.key for channel in self._channels() if channel.is_live}
+        for record in due:  # a channel that is not live yet has nothing to lose
+            was_refused = record.channel in live and self._registry.trouble(record.key) is not None
+            if was_refused and self._registry.may_try(record.key) and private.transport.is_open:
+                tried_out |= await self._try_out(private, record)
+        return tried_out
+
+    async def _try_out(self, private: _Private, record: ConsumerRecord) -> bool:
+        """Whether the broker lets it consume, and goes on to until *private* is closed."""
+        queue = self._registry.get(queue_key(record.queue))
+        if record.exclusive and isinstance(queue, QueueRecord) and queue.auto_delete:
+            return False  # it would have to stop before the real one starts, and that would delete the queue
+        if _is_reply_to(record.queue):
+            return False  # each channel has its own
+        try:
+            wire = await private.wire()
+            await wire.try_consume(
+                record.queue, exclusive=record.exclusive, arguments=record.arguments, timeout=_CONSUME
+            )
+        except Exception as exc:
+            self._blame(record, private.transport, exc)
+            await private.close()
+            return False
+        return not record.exclusive
+
+    # ------------------------------------------------------------------------------------------------- channels
+
+    def _restore_channels(self, transport: Transport) -> None:
+        """Begin with those that need it, and are not being restored already."""
+        for channel in self._channels():
+            if channel not in self._busy and self._is_incomplete(channel, transport):
+                restoring = self._restore_or_blame(channel, transport)
+                self._busy[channel] = asyncio.create_task(restoring, name=f"leveret recovery of channel {channel}")
+
+    def _is_incomplete(self, channel: WiredChannel, transport: Transport) -> bool:
+        return self._registry.incomplete(channel, is_open=channel.is_open_on(transport))
+
+    async def _restore_or_blame(self, channel: WiredChannel, transport: Transport) -> None:
+        try:
+            await self._restore_channel(channel, transport)
+        except Exception as exc:
+            _on_no_channel(transport, exc)
+            if transport.is_open and not channel.is_closed:
+                _log_refusal(self._registry.on_channel_refused(channel, exc))
+        finally:
+            del self._busy[channel]
+            if not self._busy or self._is_incomplete(channel, transport):
+                self._wake.set()
+
+    async def _restore_channel(self, channel: WiredChannel, transport: Transport) -> None:
+        """A wire, prefetch, consumers; then let those go on who wait for it."""
+        if not channel.is_open_on(transport):
+            wire = await channel.open_on(transport, _STEP)
+            for qos in self._registry.qos(channel):
+                try:
+                    await wire.call(qos.method(), _STEP)
+                except Exception as exc:  # its consumers would get too much: the whole channel has to wait
+                    self._blame(qos, transport, exc)
+                    wire.close()
+                    return
+                self._registry.on_restored(qos)
+        blamed = not await self._resubscribe(channel, transport)
+        if channel.is_open_on(transport):
+            if not channel.is_live:
+                self._registry.on_channel_restored(channel)
+                channel.release()
+        elif not blamed and transport.is_open and not channel.is_closed:  # a wire that does not last
+            self._registry.on_channel_lost(channel, channel.wire.error or ChannelClosed("lost"))
+
+    async def _resubscribe(self, channel: WiredChannel, transport: Transport) -> bool:
+        """Have the missing consumers of *channel* back; returns whether none was refused."""
+        none_was_refused = True
+        for record in self._registry.missing(channel):
+            if not channel.is_open_on(transport):
+                break
+            if not self._registry.is_missing(record, channel):
+                continue
+            try:
+                await channel.resubscribe(record, _CONSUME)
+            except Exception as exc:
+                none_was_refused = False
+                self._blame(record, transport, exc)
+                if isinstance(exc, TimeoutError):  # the others, and who waits for the channel, do not wait for it
+                    break
+            else:
+                self._registry.on_restored(record)
+        return none_was_refused
+
+    # ------------------------------------------------------------------------------------------------- refusals
+
+    def _blame(self, record: Record, transport: Transport, error: BaseException) -> None:
+        """*record* was refused with *error*, unless it was the link that failed."""
+        if not transport.is_open:
+            # The broker closes the connection itself over some refusals, and says by which method.
+            lost = transport.error
+            if not (isinstance(lost, ConnectionClosed) and lost.by_broker and lost.class_id):
+                return
+            error = lost
+        if not isinstance(error, Exception):
+            raise error
+        if record.key in self._registry:
+            _log_refusal(self._registry.on_refused(record, error))
+            self._on_trouble(record, error)
+            if isinstance(error, ChannelNotFoundEntity):  # what it needs is looked at again
+                self._wake.set()
+
+
+def _log_refusal(trouble: Trouble) -> None:
+    level = logging.WARNING if trouble.attempts == 1 else logging.INFO
+    _log.log(level, "cannot restore %s; next attempt in %.1f s", trouble, trouble.due - trouble.at)
+
+
+def _on_no_channel(transport: Transport, error: Exception) -> None:
+    if isinstance(error, TimeoutError) and transport.blocked is None:  # a sound link always can
+        transport.abort(AMQPConnectionError(f"the broker opens no channel: {error}"))
+
+
+def _is_reply_to(queue: str) -> bool:
+    """Direct reply-to is no queue that could be looked for (https://www.rabbitmq.com/docs/direct-reply-to)."""
+    return queue.startswith("amq.rabbitmq.reply-to")
