@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import random
 from collections import deque
@@ -38,6 +39,7 @@ class Recovery:
     """The lifecycle of one robust connection.
 
     Args:
+        owner: whose connection it is, for the log.
         registry: what is to be restored.
         channels: those that the user has open.
         connect: one attempt at each host; returns an open transport.
@@ -50,6 +52,7 @@ class Recovery:
 
     def __init__(
         self,
+        owner: object,
         registry: Registry,
         *,
         channels: ChannelsOf,
@@ -63,6 +66,7 @@ class Recovery:
         self.state = ConnectionState.NEW
         self.transport: Transport | None = None
         self.cause: Exception | None = None
+        self._owner = owner
         self._registry = registry
         self._connect = connect
         self._retry = retry
@@ -71,7 +75,7 @@ class Recovery:
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = asyncio.Event()
         self._restorer = Restorer(
-            registry, channels=channels, wake=self._wake, on_trouble=on_trouble, on_renamed=on_renamed
+            owner, registry, channels=channels, wake=self._wake, on_trouble=on_trouble, on_renamed=on_renamed
         )
         self._refreshing: list[asyncio.Future[None]] = []
         self._ready_at: float | None = None
@@ -193,7 +197,7 @@ class Recovery:
             try:
                 await self._keep(transport)
             except Exception:
-                _log.exception("recovery failed; starting over with a new link")
+                _log.exception("%s: recovery failed; starting over with a new link", self._owner)
                 transport.abort(AMQPConnectionError("recovery failed"))
                 self._ready_at = None
             try:
@@ -201,7 +205,7 @@ class Recovery:
                 transport = await self._link(self._retry, is_first=False)
             except Exception as exc:
                 if not self._is_stopped:
-                    _log.error("gave up reconnecting: %s", printable(str(exc)))
+                    _log.error("%s: gave up reconnecting: %s", self._owner, printable(str(exc)))
                 self._give_up(exc)
                 return
 
@@ -242,9 +246,10 @@ class Recovery:
                         raise
                     if isinstance(exc, AMQPError | OSError):  # else it is the user's provider or resolver that failed
                         pause = max(pause, policy.maximum)
-                    _log.error("cannot reconnect, next attempt in %.1f s: %s", pause, printable(repr(exc)))
+                    level, said = logging.ERROR, repr(exc)
                 else:
-                    _log.info("cannot connect, next attempt in %.1f s: %s", pause, printable(str(exc)))
+                    level, said = logging.INFO, str(exc)
+                _log.log(level, "%s: not connected, next attempt in %.1f s: %s", self._owner, pause, printable(said))
                 self.cause = exc
                 if policy.max_time is not None and loop.time() + pause - began > policy.max_time:
                     raise

@@ -104,6 +104,7 @@ class Restorer:
     """Restores what is missing.
 
     Args:
+        owner: whose connection it is, for the log.
         registry: what there is to be.
         channels: those that the user has open.
         wake: set when there is more to do, or something new to look at.
@@ -113,6 +114,7 @@ class Restorer:
 
     def __init__(
         self,
+        owner: object,
         registry: Registry,
         *,
         channels: ChannelsOf,
@@ -120,6 +122,7 @@ class Restorer:
         on_trouble: Callable[[Record, Exception], object],
         on_renamed: Callable[[str, str], None],
     ) -> None:
+        self._owner = owner
         self._registry = registry
         self._channels = channels
         self._wake = wake
@@ -251,7 +254,7 @@ class Restorer:
         except Exception as exc:
             _on_no_channel(transport, exc)
             if transport.is_open and not channel.is_closed:
-                _log_refusal(self._registry.on_channel_refused(channel, exc))
+                self._log_refusal(self._registry.on_channel_refused(channel, exc))
         finally:
             del self._busy[channel]
             if not self._busy or self._is_incomplete(channel, transport):
@@ -309,15 +312,15 @@ class Restorer:
         if not isinstance(error, Exception):
             raise error
         if record.key in self._registry:
-            _log_refusal(self._registry.on_refused(record, error))
+            self._log_refusal(self._registry.on_refused(record, error))
             self._on_trouble(record, error)
             if isinstance(error, ChannelNotFoundEntity):  # what it needs is looked at again
                 self._wake.set()
 
-
-def _log_refusal(trouble: Trouble) -> None:
-    level = logging.WARNING if trouble.attempts == 1 else logging.INFO
-    _log.log(level, "cannot restore %s; next attempt in %.1f s", trouble, trouble.due - trouble.at)
+    def _log_refusal(self, trouble: Trouble) -> None:
+        level = logging.WARNING if trouble.attempts == 1 else logging.INFO
+        pause = trouble.due - trouble.at
+        _log.log(level, "%s: cannot restore %s; next attempt in %.1f s", self._owner, trouble, pause)
 
 
 def _on_no_channel(transport: Transport, error: Exception) -> None:

@@ -97,12 +97,15 @@ class RobustConnection(Connection):
         self._timeout: TimeoutType = None
         self._budget = Budget(self.MAX_WAITING_PUBLISHES, self.MAX_WAITING_BYTES)
         self._server_named: weakref.WeakSet[RobustQueue] = weakref.WeakSet()
+        interval = self.reconnect_interval
         if retry is None:
-            interval = self.reconnect_interval
             retry = RetryPolicy() if interval is None else RetryPolicy.every(interval)
+        elif interval is not None:
+            raise ValueError(f"reconnect_interval={interval:g} and retry={retry!r}: give one of them")
         self._first_retry = first_retry or (None if self.fail_fast else retry)
         self.registry = Registry(self._robust_channels, self.loop.time)
         self.recovery = Recovery(
+            self,
             self.registry,
             channels=self._robust_channels,
             connect=self._connect_to_any,

@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 from pamqp import base, commands
 
-from leveret import Credentials, Message, RetryPolicy
+from leveret import Credentials, Message, RetryPolicy, connect_robust
 from leveret.exceptions import (
     ChannelInvalidStateError,
     ChannelLimitReached,
@@ -143,7 +143,7 @@ async def test_a_hiccup_of_the_credentials_provider_costs_no_long_pause() -> Non
 
     retry = RetryPolicy(initial=0.01, maximum=60)
     async with robust(credentials=provider, retry=retry) as (connection, server):
-        with mock.patch("leveret.recovery._log.error"):
+        with mock.patch("leveret.recovery._log.log"):
             await again(connection, server)
         assert asked == 3
 
@@ -241,3 +241,17 @@ async def test_a_silent_consumer_keeps_no_other_from_coming_back() -> None:
         await within(server.seen(commands.Basic.Consume, 4), 1)
         held.go()
         await until(lambda: connection.health().status == "ready")
+
+
+async def test_two_ways_to_say_how_to_go_on_are_refused() -> None:
+    """``reconnect_interval`` was ignored without a word where there was a ``retry``."""
+    with pytest.raises(ValueError, match=r"reconnect_interval=1 and retry=RetryPolicy\(.*give one of them"):
+        await connect_robust("amqp://localhost/?reconnect_interval=1", retry=RetryPolicy())
+
+
+async def test_the_log_names_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+    async with robust() as (connection, server):
+        await (await queue_on(await channel_of(connection))).consume(print)
+        server.at(commands.Queue.Declare, refuse(403), link=1)
+        await again(connection, server)
+        assert f"{connection}: cannot restore queue 'q'" in caplog.text

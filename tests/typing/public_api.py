@@ -256,7 +256,6 @@ async def robust() -> None:
         ["amqp://one/", "amqp://two/"],
         retry=leveret.RetryPolicy(maximum=5),
         credentials=login,
-        reconnect_interval=1,
     )
     assert_type(connection, leveret.RobustConnection)
     assert_type(await leveret.connect_robust(connection_class=Own), Own)
