@@ -12,6 +12,7 @@ from leveret.iterator import QueueIterator
 from leveret.lifecycle import ConnectionState, Health
 from leveret.log import logger
 from leveret.message import IncomingMessage, Message, ReturnedMessage
+from leveret.message_retry import MessageRetry
 from leveret.queue import Queue
 from leveret.retry import RetryPolicy
 from leveret.robust import RobustConnection, connect_robust
@@ -33,6 +34,7 @@ __all__ = [
     "IncomingMessage",
     "Message",
     "MessageProcessError",
+    "MessageRetry",
     "Queue",
     "QueueIterator",
     "RetryPolicy",

@@ -62,6 +62,8 @@ MAP |= {
     "topology": {"records"},
     "lifecycle": set(),
     "retry": set(),
+    "retry_ladder": {"message"},
+    "message_retry": {"message", "retry_ladder"},
     "troubles": {"records"},
     "credentials": {"url"},
     "hosts": {"url"},
@@ -125,6 +127,7 @@ BEYOND_THE_MAP: dict[str, dict[str, str]] = {
 
 ASYNCIO = {"callbacks", "outcome", "consumer", "iterator", "channel", "connection", "wire.transport", "wire.channel"}
 ASYNCIO |= {"recovery", "restore", "robust", "robust_channel", "credentials", "hosts", "wire.waiting", "wire.outgoing"}
+ASYNCIO |= {"message_retry"}
 ASYNCIO |= {"wire.publisher", "wire.output", "wire.replies"}  # replies: for the type Future only, see below
 ASYNCIO_NAMES = {"exceptions": {"QueueEmpty"}}
 """Modules that know nothing of asyncio but these names, for the bases of errors."""
@@ -165,6 +168,8 @@ LINES = {
     "topology": 200,
     "lifecycle": 120,
     "retry": 100,
+    "retry_ladder": 300,
+    "message_retry": 400,
     "troubles": 120,
     "credentials": 100,
     "hosts": 80,
