@@ -12,6 +12,8 @@ import pytest
 
 import leveret
 from leveret import exceptions, url
+from tests.bench.peers import CLIENTS
+from tests.bench.scenarios import SCENARIOS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -116,6 +118,12 @@ def test_tutorials_lists_every_example() -> None:
         (DOCS / link).resolve() for link in re.findall(r"\]\(([^)\s]+\.py)\)", (DOCS / "tutorials.md").read_text())
     }
     assert linked == set((ROOT / "examples").rglob("*.py"))
+
+
+def test_performance_page_lists_every_scenario_and_client() -> None:
+    page = DOCS / "performance.md"
+    assert first_column(page, "scenario") == set(SCENARIOS)
+    assert {client for client in CLIENTS if f"`{client}`" not in page.read_text()} == set()
 
 
 def test_map_of_modules_is_complete() -> None:

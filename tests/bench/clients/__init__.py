@@ -1,0 +1,1 @@
+"""One module for each client, with its `Client`, an adapter; and `librabbitmq.c`, a worker of its own."""
