@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import secrets
 from collections.abc import Callable, Coroutine, Generator
@@ -62,7 +63,8 @@ class Channel:
         consumer_cancelled_callbacks: called with (channel, :class:`~leveret.exceptions.ConsumerCancelled`) when the
             broker cancels a callback consumer.
         default_exchange: routes to the queue named by the routing key.
-        prefetch: how many unacknowledged messages the broker sends to a consumer that begins now; 0 for no limit.
+        prefetch: how many unacknowledged messages the broker sends to a consumer that begins now without a
+            ``prefetch`` of its own; 0 for no limit.
         key: tells it from the other channels of this process, in records of what was declared and consumed.
         handler_tasks: callbacks that run.
         in_transaction: whether a transaction has begun on it and was not ended.
@@ -401,7 +403,11 @@ class Channel:
             ChannelInvalidStateError, ChannelClosed, ConnectionClosed, TimeoutError, ValueError: as :meth:`call`.
         """
         wire, seconds = await self.live_wire(self.seconds(timeout))
-        await consume(wire, record, attach(wire, record.consumer_tag), seconds)
+        await consume(wire, self.with_prefetch(record), attach(wire, record.consumer_tag), seconds)
+
+    def with_prefetch(self, record: ConsumerRecord) -> ConsumerRecord:
+        """*record* as it begins now."""
+        return record if record.prefetch is not None else dataclasses.replace(record, prefetch=self.prefetch)
 
     async def unsubscribe(
         self, consumer_tag: str, timeout: TimeoutType, *, nowait: bool = False
@@ -607,9 +613,10 @@ class Channel:
             raise ValueError("RabbitMQ does not implement prefetch_size, and would close the connection (540)")
         check_prefetch("prefetch_count", prefetch_count)
         record = QosRecord(channel=self.key, prefetch_count=prefetch_count, global_=global_)
-        result: Basic.QosOk = await self.call(record.method(), timeout)
-        if not global_:
+        wire, seconds = await self.live_wire(self.seconds(timeout))
+        if not global_:  # for those who consume before the answer is here, too
             self.prefetch = prefetch_count
+        result: Basic.QosOk = await wire.call(record.method(), seconds)
         self.remember(record)
         return result
 

@@ -193,9 +193,9 @@ def check_on_cancelled(on_cancelled: str) -> None:
         raise ValueError(f"on_cancelled must be one of {', '.join(get_args(OnCancelled))}, not {on_cancelled!r}")
 
 
-def check_prefetch(name: str, prefetch: int) -> None:
+def check_prefetch(name: str, prefetch: int | None) -> None:
     """Raise ValueError for a *prefetch*, the argument *name*, that AMQP cannot carry."""
-    if not 0 <= prefetch <= 65_535:
+    if prefetch is not None and not 0 <= prefetch <= 65_535:
         raise ValueError(f"{name} must be from 0 (no limit) to 65535, not {prefetch}")
 
 

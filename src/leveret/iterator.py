@@ -64,7 +64,7 @@ class QueueIterator:
         prefetch: int | None = None,
     ) -> None:
         check_on_cancelled(on_cancelled)
-        check_prefetch("prefetch", prefetch or 0)
+        check_prefetch("prefetch", prefetch)
         self.no_ack = no_ack
         self._robust = robust
         self._on_cancelled: OnCancelled = on_cancelled
@@ -107,7 +107,7 @@ class QueueIterator:
                 no_ack=self.no_ack,
                 exclusive=self._exclusive,
                 arguments=self._arguments,
-                prefetch=channel.prefetch if self._prefetch is None else self._prefetch,
+                prefetch=self._prefetch,
             )
             self._consumer_tag = tag
             await channel.subscribe(

@@ -217,7 +217,6 @@ class Queue:
             raise TypeError(f"the callback must be callable, not {callback!r}")
         check_on_cancelled(on_cancelled)
         channel = self.channel
-        prefetch = channel.prefetch if prefetch is None else prefetch
         check_prefetch("prefetch", prefetch)
         tag = consumer_tag or channel.new_consumer_tag()
         context = contextvars.copy_context()

@@ -210,7 +210,8 @@ class QosRecord:
 class ConsumerRecord:
     """``basic.consume`` on one channel; *consumer_tag* is the one that the user knows.
 
-    *prefetch* is the one it began with, which the channel's may differ from by now.
+    *prefetch* is the one it began with, which the channel's may differ from by now; None before it began, for the
+    channel's.
     """
 
     channel: int
@@ -219,7 +220,7 @@ class ConsumerRecord:
     no_ack: bool = False
     exclusive: bool = False
     arguments: Arguments = None
-    prefetch: int = 0
+    prefetch: int | None = None
 
     def __str__(self) -> str:
         return f"consumer {self.consumer_tag!r} of queue {self.queue!r}"

@@ -77,7 +77,7 @@ class Recovery:
         self._restorer = Restorer(
             owner, registry, channels=channels, wake=self._wake, on_trouble=on_trouble, on_renamed=on_renamed
         )
-        self._refreshing: list[asyncio.Future[None]] = []
+        self._refreshing: set[asyncio.Future[None]] = set()
         self._ready_at: float | None = None
         self._flaps = 0
         self._task: asyncio.Task[None] | None = None
@@ -145,7 +145,8 @@ class Recovery:
         if self._task is None or self._task.done():
             raise ConnectionClosed("the connection is closed")
         tried: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._refreshing.append(tried)
+        self._refreshing.add(tried)
+        tried.add_done_callback(self._refreshing.discard)
         due = self._registry.with_dependents(keys)
         self.refresh(*due)
         await tried
@@ -183,7 +184,7 @@ class Recovery:
         try:
             await self._look_after(first)
         finally:
-            for tried in self._refreshing:
+            for tried in list(self._refreshing):
                 fail(tried, ConnectionClosed("the connection is closed"))
             await self._restorer.stop()
 
@@ -258,6 +259,7 @@ class Recovery:
                 transport.reserve_last_number()  # for the channel that restores
                 self.transport = transport
                 self._ready_at = None
+                self._read_inbox()  # it is about the link before
                 self._registry.on_linked()
                 self._move(Event.LINKED)
                 return transport
@@ -268,16 +270,16 @@ class Recovery:
         while transport.is_open:
             began = loop.time()
             self._wake.clear()
-            refreshing = len(self._refreshing)
-            while self._inbox:
-                self._inbox.popleft()()
+            refreshing = list(self._refreshing)
+            self._read_inbox()
             self._registry.look()
-            await self._restorer.compare(transport)
+            all_was_tried = await self._restorer.compare(transport)
             due = self._chores()
             if not transport.is_open:
                 return
-            if not self._restorer.is_busy:
-                self._on_compared(refreshing)
+            if all_was_tried:
+                _when_done(self._restorer.busy, refreshing)
+                self._check_settled()
             if not self._wake.is_set():
                 # What was due when this comparison began was tried, or waits for something else that is in trouble.
                 due = min(due, self._registry.next_due(began))
@@ -285,17 +287,38 @@ class Recovery:
                     async with asyncio.timeout_at(due if due < math.inf else None):
                         await self._wake.wait()
 
-    def _on_compared(self, refreshing: int) -> None:
-        """All that could be done was done, for the first *refreshing* of those who wait for it, too."""
-        for tried in self._refreshing[:refreshing]:
-            if not tried.done():
-                tried.set_result(None)
-        del self._refreshing[:refreshing]
-        if self.state is ConnectionState.RECOVERING and not self._inbox and self._registry.is_settled():
-            self._registry.on_settled()
-            self._ready_at = asyncio.get_running_loop().time()
-            self._move(Event.RESTORED)
-            if self._registry.has_troubles:  # from here on they are tried again and again
-                self._wake.set()
-            if self._first_link is not None and not self._first_link.done():
-                self._first_link.set_result(None)
+    def _read_inbox(self) -> None:
+        while self._inbox:
+            self._inbox.popleft()()
+
+    def _check_settled(self) -> None:
+        if self.state is not ConnectionState.RECOVERING or self._restorer.busy or self._inbox:
+            return
+        if not self._registry.is_settled():
+            return
+        self._registry.on_settled()
+        self._ready_at = asyncio.get_running_loop().time()
+        self._move(Event.RESTORED)
+        if self._registry.has_troubles:  # from here on they are tried again and again
+            self._wake.set()
+        if self._first_link is not None and not self._first_link.done():
+            self._first_link.set_result(None)
+
+
+def _when_done(tasks: set[asyncio.Task[None]], waiting: list[asyncio.Future[None]]) -> None:
+    """Tell those who wait when *tasks* are done."""
+
+    def on_done(task: asyncio.Task[None]) -> None:
+        tasks.discard(task)
+        if not tasks:
+            tell()
+
+    def tell() -> None:
+        for each in waiting:
+            if not each.done():
+                each.set_result(None)
+
+    for task in list(tasks):
+        task.add_done_callback(on_done)
+    if not tasks:
+        tell()

@@ -11,7 +11,6 @@ Nothing here waits, or sends.
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from typing import Any, Protocol
 
@@ -68,6 +67,7 @@ class Registry:
         self._known: set[Key] = set()  # what was done on this link at some time
         self._lost_queues: set[Key] = set()  # of consumers that the broker cancelled since the last look
         self._lost_consumers: set[Key] = set()
+        self._looked_after: dict[Key, float] = {}  # when those were lost whose queue was doubted as their turn came
         self._linked_at = 0.0
         self._is_settling = False
 
@@ -136,6 +136,7 @@ class Registry:
     def _clear(self, key: Key) -> None:
         self._done.discard(key)
         self._known.discard(key)
+        self._looked_after.pop(key, None)
         self._troubles.over(key)
         self._troubles.over(_losses_of(key))
 
@@ -145,6 +146,7 @@ class Registry:
         """There is a new link, and nothing on it."""
         self._done.clear()
         self._known.clear()
+        self._looked_after.clear()
         self._linked_at = self._time()
         self._is_settling = True
         self._troubles.hurry_all(but=ConnectionClosed)  # those may have been what killed the last link
@@ -188,7 +190,10 @@ class Registry:
         for channel in self._channels():
             for record in self._topology.consumers(channel.key):
                 lost = self._troubles.get(_losses_of(record.key))
-                if lost is not None and lost.due > lost.at and self.is_missing(record, channel):
+                if lost is None or lost.due <= lost.at or self._looked_after.get(record.key) == lost.at:
+                    continue
+                if self.is_missing(record, channel):
+                    self._looked_after[record.key] = lost.at
                     self._lost_queues.add(queue_key(record.queue))
         self._doubt(self._lost_queues)
         self._lost_queues.clear()
@@ -228,10 +233,12 @@ class Registry:
 
     def may_try(self, key: Key) -> bool:
         """Whether it is in no trouble, or its pause is over; before all is settled, each has one attempt."""
+        return not (self._is_settling and self._was_tried(key)) and self._troubles.may_try(key)
+
+    def _was_tried(self, key: Key) -> bool:
+        """Whether it is in trouble on this link."""
         trouble = self._troubles.get(key)
-        if trouble is not None and self._is_settling and trouble.at >= self._linked_at:
-            return False
-        return self._troubles.may_try(key)
+        return trouble is not None and trouble.at >= self._linked_at
 
     def incomplete(self, channel: RestorableChannel, *, is_open: bool) -> bool:
         """Whether something of *channel*, which *is_open* on this link or not, is to be restored now."""
@@ -262,15 +269,12 @@ class Registry:
 
     def is_settled(self) -> bool:
         """Whether all was tried: it is true, or in trouble, or needs what is."""
-        if any(record.key not in self._troubles for record in itertools.chain.from_iterable(self.plan())):
+        if any(self.plan()):
             return False
-        for channel in self._channels():
-            if not channel.is_live:
-                if not any(key in self._troubles for key in self._needed_by(channel)):
-                    return False
-            elif any(record.key not in self._troubles for record in self.missing(channel)):
-                return False
-        return True
+        return all(
+            not self.missing(channel) if channel.is_live else any(map(self._was_tried, self._needed_by(channel)))
+            for channel in self._channels()
+        )
 
     def next_due(self, after: float) -> float:
         """When the first attempt after that moment is due, in event loop time; ``math.inf`` if there is none."""

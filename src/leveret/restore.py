@@ -19,7 +19,7 @@ from pamqp.base import Frame
 
 from leveret.exceptions import AMQPConnectionError, ChannelClosed, ChannelNotFoundEntity, ConnectionClosed
 from leveret.log import get_logger
-from leveret.records import ConsumerRecord, Entity, QueueRecord, Record, queue_key
+from leveret.records import ConsumerRecord, Entity, Key, QueueRecord, Record, queue_key
 from leveret.registry import Registry, RestorableChannel
 from leveret.troubles import Trouble
 from leveret.wire.channel import WireChannel
@@ -66,20 +66,25 @@ ChannelsOf: TypeAlias = Callable[[], Iterable[WiredChannel]]
 
 
 class _Private:
-    """A channel of our own on one link: opened when it is needed, and again after a refusal has closed it."""
+    """A channel of our own on one link: opened when it is needed, and again after a refusal has closed it.
+
+    Attributes:
+        is_trying: whether consumers are tried out on it: they consume until it is closed.
+    """
 
     on_return_raises = False
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
+        self.is_trying = False
         self._wire: WireChannel | None = None
 
     async def wire(self) -> WireChannel:
         if self._wire is None or not self._wire.is_open:
             transport = self.transport
-            number = transport.reserved if transport.reserved not in transport.channels else 0
+            self.is_trying = False
             self._wire = await WireChannel.open(
-                transport, self, number=number or None, publisher_confirms=False, timeout=_STEP
+                transport, self, number=transport.spare_number(), publisher_confirms=False, timeout=_STEP
             )
         return self._wire
 
@@ -130,11 +135,12 @@ class Restorer:
         self._on_renamed = on_renamed
         self._private: _Private | None = None
         self._busy: dict[WiredChannel, asyncio.Task[None]] = {}
+        self._checked: set[Key] = set()  # consumers that may begin on a channel that is live
 
     @property
-    def is_busy(self) -> bool:
-        """Whether channels are still being restored; *wake* is set when that ends."""
-        return bool(self._busy)
+    def busy(self) -> set[asyncio.Task[None]]:
+        """Channels that are still being restored; *wake* is set when that ends."""
+        return set(self._busy.values())
 
     async def stop(self) -> None:
         """End what is under way."""
@@ -143,26 +149,37 @@ class Restorer:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def compare(self, transport: Transport) -> None:
-        """One comparison, and what follows from it; channels are restored behind its back, see :attr:`is_busy`."""
+    async def compare(self, transport: Transport) -> bool:
+        """One comparison, and what follows from it; channels are restored behind its back, see :attr:`busy`.
+
+        Returns:
+            Whether everything was tried that is due.
+        """
         if self._private is None or self._private.transport is not transport:
             self._private = _Private(transport)
         private = self._private
         try:
+            all_were_tried = True
             for stage in self._registry.plan():
-                await self._declare(private, [(record, self._registry.method(record)) for record in stage])
-            tried_out = await self._check_consumers(private)
-            if not tried_out and not self._busy:
+                steps: list[tuple[Record, Frame]] = [(record, self._registry.method(record)) for record in stage]
+                all_were_tried &= await self._declare(private, steps)
+            all_were_tried &= await self._check_consumers(private)
+            if not private.is_trying:
                 await private.close(len(list(self._channels())))
             self._restore_channels(transport)
+            return all_were_tried
         finally:
-            if not self._busy:
+            if not self._busy:  # else those that are tried out keep auto-delete queues alive
                 await private.close()
 
     # ------------------------------------------------------------------------------------- exchanges and queues
 
-    async def _declare(self, private: _Private, steps: list[tuple[Record, Frame]]) -> None:
-        """Declare or check, many at a time; whoever is refused does not stop the others."""
+    async def _declare(self, private: _Private, steps: list[tuple[Record, Frame]]) -> bool:
+        """Declare or check, many at a time; whoever is refused does not stop the others.
+
+        Returns:
+            Whether all were tried: not while an answer is missing.
+        """
         transport = private.transport
         while steps and transport.is_open:
             steps = [step for step in steps if step[0].key in self._registry]
@@ -173,7 +190,7 @@ class Restorer:
                 _on_no_channel(transport, exc)
                 for record, _ in steps:
                     self._blame(record, transport, exc)
-                return
+                return True
             replies = await asyncio.gather(*(wire.call(frame, _STEP) for _, frame in batch), return_exceptions=True)
             for (record, _), reply in zip(batch, replies, strict=True):
                 del steps[0]
@@ -186,10 +203,13 @@ class Restorer:
                     self._blame(record, transport, reply)
                     if isinstance(reply, TimeoutError):  # first those who do not depend on it
                         self._wake.set()
-                        return
+                        return False
                     break
-                if record.key in self._registry and isinstance(record, Entity):
+                if isinstance(record, ConsumerRecord):
+                    self._checked.add(record.key)
+                elif record.key in self._registry and isinstance(record, Entity):
                     self._on_declared(record, reply)
+        return True
 
     def _on_declared(self, record: Entity, reply: object) -> None:
         old_name = record.name if isinstance(record, QueueRecord) else ""
@@ -205,26 +225,28 @@ class Restorer:
         A queue that others declared may be gone; a consumer that was refused before is tried out here first.
 
         Returns:
-            Whether one was tried out; it consumes until *private* is closed.
+            Whether all were checked.
         """
         due = [record for channel in self._channels() for record in self._registry.missing(channel)]
         others = [r for r in due if queue_key(r.queue) not in self._registry and not _is_reply_to(r.queue)]
-        await self._declare(private, [(r, QueueRecord(name=r.queue).method(passive=True)) for r in others])
-        tried_out = False
+        self._checked = {record.key for record in due} - {record.key for record in others}
+        all_were_tried = await self._declare(
+            private, [(record, QueueRecord(name=record.queue).method(passive=True)) for record in others]
+        )
         live = {channel.key for channel in self._channels() if channel.is_live}
         for record in due:  # a channel that is not live yet has nothing to lose
             was_refused = record.channel in live and self._registry.trouble(record.key) is not None
             if was_refused and self._registry.may_try(record.key) and private.transport.is_open:
-                tried_out |= await self._try_out(private, record)
-        return tried_out
+                await self._try_out(private, record)
+        return all_were_tried
 
-    async def _try_out(self, private: _Private, record: ConsumerRecord) -> bool:
-        """Whether the broker lets it consume, and goes on to until *private* is closed."""
+    async def _try_out(self, private: _Private, record: ConsumerRecord) -> None:
+        """See whether the broker lets it consume; unless it is exclusive, it goes on to until *private* is closed."""
         queue = self._registry.get(queue_key(record.queue))
         if record.exclusive and isinstance(queue, QueueRecord) and queue.auto_delete:
-            return False  # it would have to stop before the real one starts, and that would delete the queue
+            return  # it would have to stop before the real one starts, and that would delete the queue
         if _is_reply_to(record.queue):
-            return False  # each channel has its own
+            return  # each channel has its own
         try:
             wire = await private.wire()
             await wire.try_consume(
@@ -233,8 +255,8 @@ class Restorer:
         except Exception as exc:
             self._blame(record, private.transport, exc)
             await private.close()
-            return False
-        return not record.exclusive
+        else:
+            private.is_trying |= not record.exclusive
 
     # ------------------------------------------------------------------------------------------------- channels
 
@@ -286,7 +308,8 @@ class Restorer:
         for record in self._registry.missing(channel):
             if not channel.is_open_on(transport):
                 break
-            if not self._registry.is_missing(record, channel):
+            is_checked = not channel.is_live or record.key in self._checked
+            if not is_checked or not self._registry.is_missing(record, channel):
                 continue
             try:
                 await channel.resubscribe(record, _CONSUME)

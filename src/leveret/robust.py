@@ -1,8 +1,8 @@
 """Connections and channels that come back.
 
 They run the same code as the plain ones. What differs is small: a robust channel *remembers* what was declared, bound
-and consumed (:mod:`leveret.topology`), waits for its wire instead of refusing, and lets :mod:`leveret.recovery` give
-it a new one.
+and consumed (:mod:`leveret.topology`), waits for its wire instead of refusing, and lets :mod:`leveret.recovery` see
+to it that it gets a new one.
 """
 
 from __future__ import annotations

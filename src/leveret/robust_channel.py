@@ -1,7 +1,7 @@
 """Channels that come back, and the queues and exchanges on them.
 
 They run the same code as the plain ones. What differs is small: a robust channel *remembers* what was declared, bound
-and consumed, and waits for its wire instead of refusing. :mod:`leveret.recovery` gives it a new wire.
+and consumed, and waits for its wire instead of refusing. :mod:`leveret.restore` gives it a new wire.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ if TYPE_CHECKING:
 
 _log = get_logger(__name__)
 
-_LAST_CONFIRMS = 0.5
-"""Seconds for what is on its way on a wire that is to be replaced."""
-_MAX_RENEWAL_PAUSE = 60.0
+_LAST_ANSWERS = 0.5
+"""Seconds for the answers to what is on its way on a wire that is to be replaced."""
+_MAX_RENEWALS = 6
+"""The pause before the next one grows to 2 to the power of this, in seconds."""
 
 
 class NothingSent(TimeoutError):
@@ -155,7 +156,9 @@ class RobustChannel(Channel):
         self._live = asyncio.Event()
         self._close_called = False
         self._lost_transaction = False
+        self._is_renewing = False
         self._renewals, self._renew_after = 0, 0.0
+        self._incarnation = 0  # how often the user closed it
         self._registry = connection.registry
         self._recovery = connection.recovery
 
@@ -191,6 +194,7 @@ class RobustChannel(Channel):
         Raises:
             ChannelInvalidStateError, ConnectionClosed, ChannelLimitReached, TimeoutError: as :meth:`initialize`.
         """
+        incarnation = self._incarnation
         if self._wire is not None and self._requested_number is not None:  # the number may not be free yet
             await self._wire.wait_closed(asyncio.get_running_loop().time() + timeout)
         wire = await WireChannel.open(
@@ -200,13 +204,14 @@ class RobustChannel(Channel):
             publisher_confirms=self.publisher_confirms,
             timeout=timeout,
         )
-        if self._is_over:
+        if self._is_over or self._incarnation != incarnation:
             wire.close()
             raise ChannelInvalidStateError("the channel was closed while it was being opened")
         self._wire = wire
         return wire
 
     def _go_live(self) -> None:
+        self._is_renewing = False
         self._waiting.hand_over(self.wire.publisher)
         self._live.set()
         self._choose_publish()
@@ -256,6 +261,7 @@ class RobustChannel(Channel):
         Publishes that still wait for the connection end as PublishNotSent. It never raises.
         """
         self._close_called = True
+        self._incarnation += 1
         await super().close(exc, timeout=timeout)
         if self._wire is not None:
             self._end(ChannelClosed("the channel was closed", reply_code=200, reply_text="Normal shutdown"))
@@ -345,20 +351,35 @@ class RobustChannel(Channel):
         takes what comes on a new one. Where the queue is full, that costs little, and is not done often.
         """
         loop = asyncio.get_running_loop()
-        if in_a_row < MANY_NACKS or self._subscriptions or not self.is_live or loop.time() < self._renew_after:
+        wire = self.wire
+        if in_a_row < MANY_NACKS or not self.is_live or wire.has_consumers or loop.time() < self._renew_after:
             return
-        self._renewals += 1
-        self._renew_after = loop.time() + min(_MAX_RENEWAL_PAUSE, 2.0**self._renewals)
-        self.write_publish = self._waiting.publish
         _log.warning("%r: the broker refused the last %d publishes: trying another channel", self, in_a_row)
-        refused = ChannelClosed(f"the broker refused the last {in_a_row} publishes on it")
-        loop.call_later(_LAST_CONFIRMS, self.wire.close, refused)  # those on their way are answered by then
+        self._renewals = min(self._renewals + 1, _MAX_RENEWALS)
+        self._renew_after = loop.time() + 2.0**self._renewals
+        self._is_renewing = True
+        self._live.clear()
+        self._choose_publish()
+        self._renew(wire, loop.time() + _LAST_ANSWERS)
+
+    def _renew(self, wire: WireChannel, deadline: float) -> None:
+        """Close *wire* when nobody waits for it any more; where that takes too long, go on with it."""
+        if not self._is_renewing or self._is_over:  # lost, or closed, meanwhile
+            return
+        loop = asyncio.get_running_loop()
+        if wire.is_idle:
+            wire.close(ChannelClosed("the broker refused all that was published on it"))
+        elif loop.time() < deadline:
+            loop.call_later(_LAST_ANSWERS / 50, self._renew, wire, deadline)
+        else:
+            self._go_live()
 
     def on_wire_lost(self, wire: WireChannel, error: Exception) -> None:
         """The wire is gone: wait for another one, unless it was the user who closed."""
         if wire is not self._wire:
             return
-        was_live = self._live.is_set()
+        was_live = self._live.is_set() or self._is_renewing
+        self._is_renewing = False
         self._live.clear()
         self._lost_transaction = self.in_transaction
         self._choose_publish()
@@ -444,6 +465,7 @@ class RobustChannel(Channel):
             await super().subscribe(record, attach, timeout, on_cancelled=on_cancelled, robust=robust)
             return
         wire, seconds = await self.live_wire(self.seconds(timeout))
+        record = self.with_prefetch(record)
         tag = record.consumer_tag
         if tag in self._subscriptions:
             raise DuplicateConsumerTag(f"the channel has a consumer tagged {tag!r} already")

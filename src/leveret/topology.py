@@ -5,7 +5,7 @@ by. A record leaves only by delete, unbind, cancel or close, by what the broker 
 bindings; an auto-delete queue with its last consumer), or when the last channel that declared it is closed and
 nothing that is left depends on it.
 
-Nothing here awaits: replaying is :mod:`leveret.recovery`'s.
+Nothing here awaits: replaying is :mod:`leveret.restore`'s.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ class WireChannel:
         error: why it is closed; None while it is open.
         consumers: where deliveries go, by consumer tag.
         cancelled: tags of consumers that the broker cancelled, and whether they were ``no_ack``.
-        prefetch: what a consumer gets that begins now.
+        prefetch: the last that was sent (``basic.qos``, not global).
     """
 
     __slots__ = (
@@ -240,6 +240,16 @@ class WireChannel:
     def is_open(self) -> bool:
         """Whether methods may be sent."""
         return self.error is None
+
+    @property
+    def has_consumers(self) -> bool:
+        """Whether anything consumes on it, or is about to."""
+        return bool(self._consumers)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody waits for the broker on it, nor consumes."""
+        return not (self._consumers or self._replies or self.publisher.is_waiting)
 
     def server_supports(self, capability: str) -> bool:
         """Whether the broker announced *capability*."""

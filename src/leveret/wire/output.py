@@ -1,8 +1,9 @@
 """Bytes on their way to the socket.
 
-What one turn of the event loop writes goes out in one piece. Only publishes ever wait, and only while somebody
-holds them: the socket's buffer is full, the broker blocks publishers, or it stopped a channel's flow. Acks,
-calls and heartbeats always go out.
+What one turn of the event loop writes goes out in one piece; but whoever writes first after something was read is most
+likely to have waited for it, and to wait for the answer: that goes out at once. Only publishes ever wait, and only
+while somebody holds them: the socket's buffer is full, the broker blocks publishers, or it stopped a channel's flow.
+Acks, calls and heartbeats always go out.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Output:
     Attributes:
         is_held: whether publishes must wait; see :meth:`when_released`.
         has_written: set whenever something was sent; the heartbeat clears it.
+        may_send_at_once: set by who reads.
     """
 
     __slots__ = (
@@ -43,12 +45,14 @@ class Output:
         "_timeout",
         "has_written",
         "is_held",
+        "may_send_at_once",
     )
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self.is_held = False
         self.has_written = False
+        self.may_send_at_once = True
         self._loop = asyncio.get_running_loop()
         self._socket: asyncio.WriteTransport | None = None
         self._parts: list[bytes] = []
@@ -74,7 +78,12 @@ class Output:
         self._resume_waiters()
 
     def write(self, data: bytes) -> None:
-        """Send *data* with whatever else this turn of the event loop writes."""
+        """Send *data* with whatever else this turn of the event loop writes, or at once."""
+        if self.may_send_at_once and not self._flush_due and self._socket is not None:
+            self.may_send_at_once = False
+            self.has_written = True
+            self._socket.write(data)
+            return
         self._parts.append(data)
         self._size += len(data)
         if self._size >= _FLUSH_AT:

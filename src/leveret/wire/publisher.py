@@ -270,6 +270,11 @@ class Publisher:
         """Whether publishes wait to be written."""
         return bool(self._held)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether publishes wait to be written, or for their confirms."""
+        return bool(self._held or self._confirms)
+
     async def settled(self, deadline: float) -> None:
         """Wait until every publish that somebody may wait for is settled, or until *deadline* in event loop time."""
         unsettled = [publish for publish in (*(self._confirms or ()), *self._held) if not publish.done()]

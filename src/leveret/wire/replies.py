@@ -45,6 +45,10 @@ class Replies:
         self._in_order: deque[Pending] = deque()
         self._of_consumers: deque[Pending] = deque()
 
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._in_order or self._of_consumers)
+
     def add(self, pending: Pending) -> None:
         """A call was sent."""
         if isinstance(pending.method, Basic.Consume | Basic.Cancel):

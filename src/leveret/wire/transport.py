@@ -285,6 +285,7 @@ class Transport(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """The socket read *nbytes*."""
         self._last_read = self._loop.time()
+        self.output.may_send_at_once = True
         try:
             self._decoder.buffer_updated(nbytes)
         except ProtocolError as exc:
@@ -480,6 +481,10 @@ class Transport(asyncio.BufferedProtocol):
     def reserve_last_number(self) -> None:
         """Give the last number only to who asks for it by name, unless there are so few that each is wanted."""
         self.reserved = self.channel_max if self.channel_max >= _SPARE_FROM else 0
+
+    def spare_number(self) -> int | None:
+        """For a channel of leveret's own: the last one, as users ask for the first; None where that is taken."""
+        return self.channel_max if self.channel_max not in self.channels else None
 
     def detach(self, number: int) -> None:
         """The number is free again: its close-ok was sent or received."""
