@@ -13,6 +13,7 @@ from leveret.lifecycle import ConnectionState, Health
 from leveret.log import logger
 from leveret.message import IncomingMessage, Message, ReturnedMessage
 from leveret.queue import Queue
+from leveret.report import PublishFailure, PublishReport
 from leveret.retry import RetryPolicy
 from leveret.robust import RobustConnection, connect_robust
 from leveret.robust_channel import RobustChannel, RobustExchange, RobustQueue
@@ -33,6 +34,8 @@ __all__ = [
     "IncomingMessage",
     "Message",
     "MessageProcessError",
+    "PublishFailure",
+    "PublishReport",
     "Queue",
     "QueueIterator",
     "RetryPolicy",
