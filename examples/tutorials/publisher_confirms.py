@@ -1,4 +1,4 @@
-"""Tutorial 7, publisher confirms: three ways to wait for them, and what each costs.
+"""Tutorial 7, publisher confirms: four ways to wait for them, and what each costs.
 
 It needs no sibling::
 
@@ -52,6 +52,14 @@ async def all_in_flight(channel: leveret.Channel, queue: str, count: int) -> Non
             print(f"Message {number} is not confirmed: {outcome!r}")  # publish it again, or tell somebody
 
 
+async def by_iterable(channel: leveret.Channel, queue: str, count: int) -> None:
+    """Let leveret keep as many in flight as is good, and look at those that failed."""
+    messages = (leveret.Message(str(number).encode()) for number in range(count))
+    report = await channel.default_exchange.publish_many(messages, queue)
+    for failure in report.failures:
+        print(f"Message {failure.index} is not confirmed: {failure.error!r}")
+
+
 async def measure(channel: leveret.Channel, publish: Publish, count: int) -> None:
     queue = await channel.declare_queue(exclusive=True)
     begun = time.perf_counter()
@@ -65,7 +73,7 @@ async def measure(channel: leveret.Channel, publish: Publish, count: int) -> Non
 async def main(count: int) -> None:
     async with await leveret.connect(URL) as connection:
         channel = await connection.channel(on_return_raises=True)
-        for publish in (one_by_one, in_batches, all_in_flight):
+        for publish in (one_by_one, in_batches, all_in_flight, by_iterable):
             await measure(channel, publish, count)
 
 

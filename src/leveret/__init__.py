@@ -14,6 +14,7 @@ from leveret.log import logger
 from leveret.message import IncomingMessage, Message, ReturnedMessage
 from leveret.message_retry import MessageRetry
 from leveret.queue import Queue
+from leveret.report import PublishFailure, PublishReport
 from leveret.retry import RetryPolicy
 from leveret.robust import RobustConnection, connect_robust
 from leveret.robust_channel import RobustChannel, RobustExchange, RobustQueue
@@ -35,6 +36,8 @@ __all__ = [
     "Message",
     "MessageProcessError",
     "MessageRetry",
+    "PublishFailure",
+    "PublishReport",
     "Queue",
     "QueueIterator",
     "RetryPolicy",

@@ -29,7 +29,7 @@ from leveret.types import Arguments, ExchangeType, TimeoutType
 from leveret.wire.channel import WireChannel, WireConsumer
 from leveret.wire.codec import Return
 from leveret.wire.methods import make
-from leveret.wire.outgoing import Publish
+from leveret.wire.outgoing import Publish, PublishSender
 
 if TYPE_CHECKING:
     from typing import Self
@@ -318,6 +318,17 @@ class Channel:
 
     def _refuse_publish(self, *_: object) -> Coroutine[Any, Any, Any]:
         raise ChannelInvalidStateError("the channel was not opened: await it, or use it with async with")
+
+    @property
+    def sender(self) -> PublishSender:
+        """Who takes what is published on it now.
+
+        Raises:
+            ChannelInvalidStateError: the channel is not open.
+        """
+        publisher = self.wire.publisher
+        publisher.check_open()
+        return publisher
 
     def remember(self, record: Record) -> None:
         """*record* is true now, and the user wants it to stay so; a plain channel keeps no records."""

@@ -25,8 +25,9 @@
     │  ├─ MessageNacked
     │  ├─ PublishNotSent (also a ChannelInvalidStateError)
     │  │  └─ PublishNotSentInTime (also a TimeoutError) ── ConnectionBlocked
-    │  └─ PublishOutcomeUnknown (also an AMQPConnectionError)
-    │     └─ PublishUnconfirmedInTime (also a TimeoutError)
+    │  ├─ PublishOutcomeUnknown (also an AMQPConnectionError)
+    │  │  └─ PublishUnconfirmedInTime (also a TimeoutError)
+    │  └─ PublishManyFailed
     ├─ DeliveryLost (also a ChannelInvalidStateError)
     ├─ ConsumerCancelled · MessageDecodeError · MessageTooLarge
     ├─ MessageProcessError · MethodNotImplemented · QueueEmpty (also an asyncio.QueueEmpty)
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from pamqp.commands import Basic, Channel, Connection
 
     from leveret.message import IncomingMessage, ReturnedMessage
+    from leveret.report import PublishReport
 
 _E = TypeVar("_E", bound=BaseException)
 
@@ -310,6 +312,24 @@ class PublishUnconfirmedInTime(PublishOutcomeUnknown, TimeoutError):
 
 class ConnectionBlocked(PublishNotSentInTime):
     """The deadline passed while the broker blocked publishers; the reason is in the text."""
+
+
+class PublishManyFailed(DeliveryError):
+    """Some of many messages were not confirmed, or came back; see :meth:`PublishReport.raise_for_failures`.
+
+    Attributes:
+        report: the :class:`~leveret.PublishReport`, which says which.
+    """
+
+    def __init__(self, text: str, report: PublishReport) -> None:
+        super().__init__(text, report)
+        self.report: PublishReport = report
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
 
 
 class DeliveryLost(ChannelInvalidStateError):

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from pamqp.commands import Basic
 from pamqp.commands import Exchange as ExchangeMethods
 
+from leveret.bulk import Bulk, Messages
 from leveret.exceptions import PublishNotSent
 from leveret.message import Message, ReturnedMessage
 from leveret.outcome import returns_awaitable
 from leveret.records import ExchangeBinding, ExchangeRecord, exchange_key
+from leveret.report import PublishReport
 from leveret.types import Arguments, ExchangeType, TimeoutType
 from leveret.wire.methods import make
 
@@ -194,7 +196,7 @@ class Exchange:
         https://www.rabbitmq.com/docs/confirms#publisher-confirms
         """
         if self.internal:
-            raise ValueError(f"exchange {self.name!r} is internal: clients cannot publish to it")
+            raise self._is_internal()
         if immediate:
             raise ValueError("RabbitMQ does not implement immediate=True, and would close the connection (540)")
         if not isinstance(message, Message):
@@ -205,6 +207,117 @@ class Exchange:
         return channel.write_publish(
             self.name, routing_key, message.wire_properties(), message.body, mandatory, timeout, retry_unknown
         )
+
+    @returns_awaitable
+    def publish_nowait(
+        self, message: Message, routing_key: str, *, mandatory: bool = True, timeout: TimeoutType = None
+    ) -> Coroutine[Any, Any, Basic.Ack | ReturnedMessage | None]:
+        """Publish now or not at all; what is returned awaits the broker's confirmation (``basic.publish``).
+
+        As :meth:`publish`, but where that would wait before a byte is written, this raises at the call. So a publisher
+        that must not fall behind learns at once that it has to drop or keep its message.
+
+        Args:
+            message: is not changed; its ``message_id`` is yours.
+            routing_key: at most 255 bytes of UTF-8.
+            mandatory: have the broker return the message if no queue takes it.
+            timeout: seconds that the confirm may take; None for the connection's ``operation_timeout``.
+
+        Returns:
+            as :meth:`publish`.
+
+        Raises:
+            PublishNotSent: the link is down, the socket is full, the broker stopped the flow of the channel, or
+                other publishes wait for the same. This and the next two are raised by the call.
+            ConnectionBlocked: the broker blocks publishers (a PublishNotSent).
+            ChannelInvalidStateError, ValueError, TypeError, MessageTooLarge: as :meth:`publish`.
+            MessageReturned, MessageNacked, PublishOutcomeUnknown: when awaited, as :meth:`publish`.
+
+        Cancellation: it was sent; its number and its late confirm disturb nobody.
+
+        Reconnect: as :meth:`publish` with ``wait_for_link=False``; it is not sent again.
+
+        https://www.rabbitmq.com/docs/confirms#publisher-confirms
+        """
+        channel = self.channel
+        if channel.is_live:
+            channel.wire.publisher.check_not_held()
+        return self.publish(message, routing_key, mandatory=mandatory, timeout=timeout, wait_for_link=False)
+
+    async def publish_many(
+        self,
+        messages: Messages,
+        routing_key: str | None = None,
+        *,
+        window: int = 1000,
+        window_bytes: int = 16 * 1024 * 1024,
+        mandatory: bool = True,
+        timeout: TimeoutType = None,
+        retry_unknown: bool = False,
+    ) -> PublishReport:
+        """Publish many messages, and wait until the last of them is confirmed.
+
+        They go out in their order, as many at a time as the *window* allows, and the iterable is only asked for
+        another one when there is room. So it may be lazy, and endless: a slow broker slows it down, and memory is
+        bounded. The event loop keeps turning, also for an iterable that never waits. Any number of tasks may do this
+        on one channel at a time, next to :meth:`publish`; no pool of channels is needed.
+
+        Args:
+            messages: an iterable or asynchronous iterable of :class:`~leveret.Message`, or of pairs of a message and
+                its routing key. The same message may be in it more than once. An asynchronous generator is closed
+                when publishing ends before it does.
+            routing_key: of the messages that come without one; at most 255 bytes of UTF-8.
+            window: how many messages may be unconfirmed at a time.
+            window_bytes: how many bytes of bodies and properties they may have together. A larger message goes alone.
+            mandatory: have the broker return messages that no queue takes.
+            timeout: seconds for each message, from when it is taken to its confirm; None for the connection's
+                ``operation_timeout``, ``math.inf`` for no limit.
+            retry_unknown: on a connection of :func:`~leveret.connect_robust`, send again what the link died with
+                before its confirm came. The broker may then have it twice. What ends with the channel that was closed
+                over a publish is not sent again.
+
+        Returns:
+            a :class:`~leveret.PublishReport`, which is true if every message is confirmed and none came back. What
+            the broker or the network did to a message is in its ``failures`` and is not raised: MessageReturned
+            (whatever the channel's ``on_return_raises``), MessageNacked, PublishNotSent, PublishOutcomeUnknown.
+            Without publisher confirms it says what was written.
+
+        Raises:
+            ChannelInvalidStateError: the channel is not open to begin with.
+            TypeError: an item that is neither; a message without a routing key; a header that AMQP does not have.
+            ValueError: an internal exchange, a window below 1, or a value that AMQP cannot carry.
+            MessageTooLarge: the headers of a message do not fit into one frame.
+
+        A mistake in a message names its number; nothing of that message is sent, and no later one is taken. It, and
+        what *messages* itself raises, comes out when all messages before it have ended. The exception then has the
+        report of those as ``publish_report``.
+
+        Cancellation: what was written stays written, and its late confirms disturb nobody; nothing more is sent, and
+        nothing more is taken. There is no report then.
+
+        Reconnect: what is not yet written waits for the link, for as long as its time allows; what was written and
+        not confirmed is PublishOutcomeUnknown, or sent again with *retry_unknown*; then it goes on. If the channel
+        is closed for good, what was taken and not written is PublishNotSent, and so is the rest of a list or
+        whatever else has a length. Of other iterables no more is taken; ``stopped_by`` says why.
+
+        https://www.rabbitmq.com/docs/confirms#publisher-confirms
+        """
+        if self.internal:
+            raise self._is_internal()
+        bulk = Bulk(
+            self.channel,
+            self.name,
+            routing_key,
+            window=window,
+            window_bytes=window_bytes,
+            mandatory=mandatory,
+            timeout=timeout,
+            retry_unknown=retry_unknown,
+        )
+        return await bulk.run(messages)
+
+    def _is_internal(self) -> ValueError:
+        return ValueError(f"exchange {self.name!r} is internal: clients cannot publish to it")
 
     async def delete(self, if_unused: bool = False, timeout: TimeoutType = None) -> ExchangeMethods.DeleteOk:
         """Delete it (``exchange.delete``), with *if_unused* only while nothing is bound to it.

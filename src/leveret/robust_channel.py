@@ -31,7 +31,7 @@ from leveret.queue import Queue
 from leveret.records import ConsumerRecord, Key, Record, consumer_key, exchange_key, queue_key
 from leveret.types import TimeoutType
 from leveret.wire.channel import WireChannel
-from leveret.wire.outgoing import Publish
+from leveret.wire.outgoing import Publish, PublishSender
 from leveret.wire.transport import Transport
 
 if TYPE_CHECKING:
@@ -339,6 +339,21 @@ class RobustChannel(Channel):
         if self._wire is not None:
             raise ChannelInvalidStateError("the channel is closed")
         return super()._refuse_publish()
+
+    @property
+    def sender(self) -> PublishSender:
+        """Who takes what is published on it now: the wire, or the waiting room while there is none.
+
+        Raises:
+            ChannelInvalidStateError: it is closed, or its transaction was lost.
+        """
+        if self.is_live and not self._lost_transaction:
+            return super().sender
+        if self.is_closed:
+            self._refuse_publish()
+        if self._lost_transaction:
+            self._refuse_in_transaction()
+        return self._waiting
 
     def take_back(self, publish: Publish, error: Exception) -> bool:
         """*publish* waits for the next wire."""

@@ -90,6 +90,7 @@ ALONE = {
         r"   one_by_one: 10,000 messages confirmed in \S+ s, \S+ a second",
         r"   in_batches: 10,000 messages confirmed in \S+ s, \S+ a second",
         r"all_in_flight: 10,000 messages confirmed in \S+ s, \S+ a second",
+        r"  by_iterable: 10,000 messages confirmed in \S+ s, \S+ a second",
     ),
 }
 OTHERS = {"tls_client_certificate.py"}

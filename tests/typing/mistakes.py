@@ -14,6 +14,7 @@ async def mistakes(channel: Channel, exchange: Exchange, queue: Queue) -> None:
     Message(b"", headers={"k": object()})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
     Message(b"", contant_type="x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await exchange.publish(b"body", "key")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await exchange.publish_many([b"body"], "key")  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     await exchange.publish(Message(b""))  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await channel.declare_queue("q", durible=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await queue.consume("not callable")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import ssl
+from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import assert_type
 
@@ -23,6 +24,8 @@ from leveret import (
     ExchangeType,
     IncomingMessage,
     Message,
+    PublishFailure,
+    PublishReport,
     Queue,
     QueueIterator,
     ReturnedMessage,
@@ -183,6 +186,25 @@ async def publishing(exchange: Exchange) -> None:
     assert_type(await later, Basic.Ack | ReturnedMessage | None)
     assert_type(await asyncio.shield(exchange.publish(message, "key")), Basic.Ack | ReturnedMessage | None)
     _ = exchange.publish(message, "nobody waits")
+    assert_type(await exchange.publish_nowait(message, "key", timeout=5), Basic.Ack | ReturnedMessage | None)
+
+
+async def publishing_many(exchange: Exchange) -> None:
+    async def pairs() -> AsyncIterator[tuple[Message, str]]:
+        yield Message(b"body"), "key"
+
+    report = await exchange.publish_many([Message(b"body")] * 3, "key", window=10, timeout=5)
+    assert_type(report, PublishReport)
+    await exchange.publish_many((Message(b"%d" % n) for n in range(10)), "key", retry_unknown=True)
+    await exchange.publish_many([(Message(b"body"), "key")])
+    await exchange.publish_many(pairs(), mandatory=False, window_bytes=1_000_000)
+    if not report:
+        for failure in report.failures:
+            assert_type(failure, PublishFailure)
+            assert_type(failure.error, Exception)
+            print(failure.index, failure.message.body, failure.routing_key)
+    again = [(failure.message, failure.routing_key) for failure in report.failures]
+    (await exchange.publish_many(again)).raise_for_failures()
 
 
 async def on_message(message: IncomingMessage) -> None:

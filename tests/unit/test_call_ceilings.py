@@ -199,6 +199,27 @@ def test_publish_and_confirm_in_a_window_stay_below_the_ceiling(multiple):
     run(scenario)
 
 
+@pytest.mark.parametrize("multiple", [True, False])
+def test_publish_many_stays_below_the_ceiling(multiple):
+    size = 1000
+
+    async def scenario(connection: Connection, fake: FakeSocket) -> None:
+        channel = await connection.channel()
+        exchange, fake.is_quiet = channel.default_exchange, True
+        await asyncio.sleep(0)
+        messages = [Message(b"body") for _ in range(size)]
+        count = Count()
+        confirms = ack(0, True) if multiple else b"".join(map(ack, range(1, size + 1)))
+        asyncio.get_running_loop().call_later(0.1, fake.receive, confirms)
+        with count:
+            report = await exchange.publish_many(messages, "key")
+        assert report.confirmed == size
+        what = f"publish_many of {size}, {'one multiple ack' if multiple else 'single acks'}"
+        assert count.report(what, size) <= CEILING * 2 / 3
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("size", [1, 100])
 def test_deliver_callback_and_ack_stay_below_the_ceiling(size):
     async def scenario(connection: Connection, fake: FakeSocket) -> None:

@@ -24,6 +24,7 @@ from leveret.exceptions import (
     fresh,
 )
 from leveret.message import ReturnedMessage
+from leveret.report import PublishReport
 
 CLASSES = {
     name: value
@@ -77,6 +78,7 @@ TREE = {
     "PublishUnconfirmedInTime": "PublishOutcomeUnknown TimeoutError",
     "ConnectionBlocked": "PublishNotSentInTime",
     "PublishOutcomeUnknown": "DeliveryError AMQPConnectionError",
+    "PublishManyFailed": "DeliveryError",
     "DeliveryLost": "ChannelInvalidStateError",
     "ConsumerCancelled": "AMQPError",
     "MessageDecodeError": "AMQPError",
@@ -140,6 +142,7 @@ SPECIAL = {
     "MessageNacked": lambda cls: cls(Basic.Nack(delivery_tag=7)),
     "ConsumerCancelled": lambda cls: cls("ctag"),
     "ProtocolError": lambda cls: cls("bad frame", reply_code=505, data=b"x" * 100),
+    "PublishManyFailed": lambda cls: cls("2 messages, 1 confirmed", PublishReport(2, 1)),
     "MessageProcessError": lambda cls: cls("Message already processed", None),
 }
 

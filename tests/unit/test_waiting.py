@@ -10,7 +10,7 @@ import pytest
 
 from leveret import Message
 from leveret.exceptions import MessageTooLarge, PublishNotSent, PublishNotSentInTime
-from leveret.wire.publisher import Publish
+from leveret.wire.outgoing import Publish
 from leveret.wire.waiting import Budget, WaitingRoom
 
 

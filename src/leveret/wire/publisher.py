@@ -23,11 +23,12 @@ from leveret.exceptions import (
     MessageReturned,
     MessageTooLarge,
     ProtocolError,
+    PublishNotSent,
     PublishOutcomeUnknown,
     PublishUnconfirmedInTime,
 )
 from leveret.log import get_logger, printable
-from leveret.outcome import DONE, fail
+from leveret.outcome import DONE
 from leveret.wire.codec import (
     Properties,
     PublishEncoder,
@@ -37,8 +38,7 @@ from leveret.wire.codec import (
     encode_properties,
 )
 from leveret.wire.confirms import Confirms
-from leveret.wire.methods import make
-from leveret.wire.outgoing import Publish
+from leveret.wire.outgoing import AwaitedPublish, Publish
 from leveret.wire.output import CommitGate, Output
 from leveret.wire.transport import Transport
 
@@ -139,7 +139,9 @@ class Publisher:
             output.write(data)
             return DONE
         seconds = self._timeout if timeout is None else timeout
-        publish = Publish(self, self._loop, exchange, routing_key, encoded, body, mandatory, seconds, retry_unknown)
+        publish = AwaitedPublish(
+            self, self._loop, exchange, routing_key, encoded, body, mandatory, seconds, retry_unknown
+        )
         if output.is_held or confirms is None:
             self._hold(publish, data)
             return publish
@@ -151,6 +153,49 @@ class Publisher:
         output.write(data)
         return publish
 
+    def send(self, publish: Publish) -> None:
+        """As :meth:`publish`, for one that is made already, and that somebody else looks after.
+
+        Raises:
+            ChannelInvalidStateError: the channel is not open.
+            ValueError: exchange or routing key over 255 bytes.
+            MessageTooLarge: the headers do not fit into one frame.
+        """
+        if self._refusal is not None:
+            self.check_open()
+        data = self._encoder.encode(
+            publish.exchange, publish.routing_key, publish.mandatory, publish.properties, publish.body
+        )
+        publish.holder = self
+        output = self.output
+        if output.is_held:
+            self._hold(publish, data)
+        elif self._confirms is None:
+            output.write(data)
+            publish.set_result(None)
+        else:
+            self._confirms.add(publish)
+            output.write(data)
+
+    def check_open(self) -> None:
+        """Raise ChannelInvalidStateError, chained to the reason, unless the channel is open."""
+        if self._refusal is not None:
+            raise ChannelInvalidStateError(*self._refusal.args) from self._refusal.__cause__
+
+    def check_not_held(self) -> None:
+        """Raise what a publish that does not wait raises, if somebody holds publishes.
+
+        Raises:
+            ChannelInvalidStateError: the channel is not open.
+            ConnectionBlocked: the broker blocks publishers.
+            PublishNotSent: the socket is full, or the broker stopped the flow of a channel.
+        """
+        self.check_open()
+        if self.output.is_held:
+            if (reason := self._transport.blocked) is not None:
+                raise ConnectionBlocked(f"not sent: the broker blocks publishers: {reason}")
+            raise PublishNotSent("not sent: the broker does not keep up, and the publish was not to wait for it")
+
     def adopt(self, publish: Publish) -> None:
         """Send one that waited elsewhere, or that another channel lost."""
         publish.returned = None
@@ -161,7 +206,7 @@ class Publisher:
                 publish.exchange, publish.routing_key, publish.mandatory, publish.properties, publish.body
             )
         except MessageTooLarge as exc:  # this broker's frames are smaller
-            fail(publish, exc)
+            publish.fail(exc)
             return
         self._hold(publish, data)
         if not self.output.is_held:
@@ -185,7 +230,7 @@ class Publisher:
             self.output.forget(publish)
 
         self._held[publish] = None
-        publish.add_done_callback(forget)
+        publish.on_end(forget)
         self.output.when_released(publish, write)
         publish.limit_time()
 
@@ -196,12 +241,12 @@ class Publisher:
         self._expiry = None
         now = self._loop.time()
         for publish in list(self._confirms or ()):
-            if publish.done() or publish.timer is not None:
+            if publish.done() or publish.has_timer:
                 continue
             if publish.deadline > now:
                 self._expiry = self._loop.call_at(publish.deadline, self._expire)
                 break
-            fail(publish, self.timeout_error(publish))
+            publish.fail(self.timeout_error(publish))
 
     def timeout_error(self, publish: Publish) -> Exception:
         """What a publish fails with whose time is up."""
@@ -229,18 +274,18 @@ class Publisher:
         number, multiple = decode_confirm(payload)
         if self._confirms is None:
             raise ProtocolError("a confirm on a channel without publisher confirms", reply_code=503)
-        frame = make(cls, delivery_tag=number, multiple=multiple)
+        frame = cls(number, multiple)
         settled = self._confirms.settle(number, multiple)
         self.nacked_in_a_row = 0 if cls is Basic.Ack else self.nacked_in_a_row + len(settled)
         for publish in settled:
             if publish.done():
                 continue
             if isinstance(frame, Basic.Nack):
-                fail(publish, MessageNacked(frame))
+                publish.fail(MessageNacked(frame))
             elif publish.returned is None:
                 publish.set_result(frame)
             elif self._owner.on_return_raises:
-                fail(publish, MessageReturned(publish.returned))
+                publish.fail(MessageReturned(publish.returned))
             else:
                 publish.set_result(publish.returned)
         if self.nacked_in_a_row:
@@ -283,7 +328,7 @@ class Publisher:
                 for publish in unsettled:
                     if not publish.done():
                         ended: asyncio.Future[None] = self._loop.create_future()
-                        publish.add_done_callback(lambda _, ended=ended: ended.done() or ended.set_result(None))
+                        publish.on_end(lambda _, ended=ended: ended.done() or ended.set_result(None))
                         await ended
 
     def end(self, error: Exception) -> None:
@@ -318,4 +363,4 @@ class Publisher:
 
 def _fail_from(publish: Publish, error: Exception, cause: Exception) -> None:
     error.__cause__ = cause
-    fail(publish, error)
+    publish.fail(error)

@@ -7,14 +7,13 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from leveret.exceptions import PublishNotSent
-from leveret.outcome import fail
 from leveret.wire.codec import Properties, PublishEncoder, encode_properties
-from leveret.wire.outgoing import Publish
+from leveret.wire.outgoing import AwaitedPublish, Publish
 from leveret.wire.publisher import Publisher
 
 
 class Budget:
-    """How much may wait at a time on one connection."""
+    """How much may wait at a time on one connection, not counting what is bounded by others."""
 
     __slots__ = ("bytes", "count", "max_bytes", "max_count")
 
@@ -76,24 +75,35 @@ class WaitingRoom:
             MessageTooLarge: the headers do not fit into one frame.
         """
         encoded = encode_properties(properties)
-        self._encoder.encode(exchange, routing_key, mandatory, encoded, b"")  # raises what sending it would
         seconds = self._timeout if timeout is None else timeout
         loop = asyncio.get_running_loop()
-        publish = Publish(self, loop, exchange, routing_key, encoded, body, mandatory, seconds, retry_unknown)
+        publish = AwaitedPublish(self, loop, exchange, routing_key, encoded, body, mandatory, seconds, retry_unknown)
+        self.send(publish)
+        return publish
+
+    def send(self, publish: Publish) -> None:
+        """As :meth:`publish`, for one that is made already.
+
+        Raises:
+            PublishNotSent: too many wait already.
+            ValueError: exchange or routing key over 255 bytes.
+            MessageTooLarge: the headers do not fit into one frame.
+        """
+        # This raises what sending it would.
+        self._encoder.encode(publish.exchange, publish.routing_key, publish.mandatory, publish.properties, b"")
         if not self.add(publish):
             budget = self._budget
             raise PublishNotSent(
                 f"{budget.count} publishes ({budget.bytes} bytes) wait for the connection already: {self._why()}"
             )
-        return publish
 
     def add(self, publish: Publish) -> bool:
         """Let *publish* wait behind the others; False if there is no room."""
-        if not self._budget.take(len(publish.body)):
+        if not (publish.is_bounded or self._budget.take(len(publish.body))):
             return False
         self._waiting[publish] = None
         publish.holder = self
-        publish.add_done_callback(self._forget)
+        publish.on_end(self._forget)
         publish.limit_time()
         return True
 
@@ -107,17 +117,21 @@ class WaitingRoom:
         for publish in self._take_all():
             lost = publish.unsent(f"it waited for a channel that does not come back: {error}")
             lost.__cause__ = error
-            fail(publish, lost)
+            publish.fail(lost)
 
     def _take_all(self) -> list[Publish]:
         waiting, self._waiting = self._waiting, {}
         for publish in waiting:
-            self._budget.give_back(len(publish.body))
+            self._give_back(publish)
         return [publish for publish in waiting if not publish.done()]
 
-    def _forget(self, publish: asyncio.Future[Any]) -> None:
-        if isinstance(publish, Publish) and publish in self._waiting:
+    def _forget(self, publish: Publish) -> None:
+        if publish in self._waiting:
             del self._waiting[publish]
+            self._give_back(publish)
+
+    def _give_back(self, publish: Publish) -> None:
+        if not publish.is_bounded:
             self._budget.give_back(len(publish.body))
 
     def timeout_error(self, publish: Publish) -> Exception:
