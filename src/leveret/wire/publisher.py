@@ -132,8 +132,9 @@ class Publisher:
         if self._refusal is not None:
             raise ChannelInvalidStateError(*self._refusal.args) from self._refusal.__cause__
         encoded = encode_properties(properties)
-        data = self._encoder.encode(exchange, routing_key, mandatory, encoded, body)
         output = self.output
+        # Of what is held this raises what sending it would: the body is not to be kept twice.
+        data = self._encoder.encode(exchange, routing_key, mandatory, encoded, b"" if output.is_held else body)
         confirms = self._confirms
         if confirms is None and not output.is_held:
             output.write(data)
@@ -143,7 +144,7 @@ class Publisher:
             self, self._loop, exchange, routing_key, encoded, body, mandatory, seconds, retry_unknown
         )
         if output.is_held or confirms is None:
-            self._hold(publish, data)
+            self._hold(publish)
             return publish
         if timeout is not None:
             publish.limit_time()
@@ -163,13 +164,11 @@ class Publisher:
         """
         if self._refusal is not None:
             self.check_open()
-        data = self._encoder.encode(
-            publish.exchange, publish.routing_key, publish.mandatory, publish.properties, publish.body
-        )
-        publish.holder = self
         output = self.output
+        data = self._encode(publish, b"" if output.is_held else publish.body)
+        publish.holder = self
         if output.is_held:
-            self._hold(publish, data)
+            self._hold(publish)
         elif self._confirms is None:
             output.write(data)
             publish.set_result(None)
@@ -202,18 +201,19 @@ class Publisher:
         publish.holder = self
         publish.limit_time()
         try:
-            data = self._encoder.encode(
-                publish.exchange, publish.routing_key, publish.mandatory, publish.properties, publish.body
-            )
+            self._encode(publish, b"")
         except MessageTooLarge as exc:  # this broker's frames are smaller
             publish.fail(exc)
             return
-        self._hold(publish, data)
+        self._hold(publish)
         if not self.output.is_held:
             self.output.release(self)
 
-    def _hold(self, publish: Publish, data: bytes) -> None:
-        """Write *data* when publishes are no longer held, unless its time is up or its owner has gone."""
+    def _encode(self, publish: Publish, body: bytes) -> bytes:
+        return self._encoder.encode(publish.exchange, publish.routing_key, publish.mandatory, publish.properties, body)
+
+    def _hold(self, publish: Publish) -> None:
+        """Write it when publishes are no longer held, unless its time is up or its owner has gone."""
 
         def write() -> None:
             if publish.done():
@@ -223,7 +223,7 @@ class Publisher:
             else:
                 self._held.pop(publish, None)
                 self._confirms.add(publish)
-            self.output.write(data)
+            self.output.write(self._encode(publish, publish.body))
 
         def forget(_: object) -> None:
             self._held.pop(publish, None)
