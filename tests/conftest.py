@@ -14,7 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-pytest_plugins = ["tests.support.brokers"]
+pytest_plugins = ["tests.support.brokers", "tests.support.parallel"]
 
 
 def pytest_collection_finish() -> None:

@@ -47,8 +47,21 @@ async def robust(link: FaultProxy) -> AsyncIterator[RobustConnection]:
 
 @pytest.fixture(scope="session")
 def shaky(broker_version: str) -> Iterator[Node]:
-    """A node that the tests of robust connections stop, kill, block and drain; each leaves it running."""
+    """A node that tests stop, kill, block and drain; each leaves it running."""
     if "AMQP_URL" in os.environ:
         pytest.skip("needs a node of its own, and AMQP_URL is set")
     with Node(broker_version) as node:
         yield node
+
+
+def _set(node: Node, **settings: int) -> None:
+    for key, value in settings.items():
+        node.eval(f"application:set_env(rabbit, {key}, {value})")
+
+
+@pytest.fixture
+def impatient(shaky: Node) -> Iterator[Node]:
+    """`shaky`, with an ack timeout of a second for the channels and the queues of this test."""
+    _set(shaky, consumer_timeout=1000, channel_tick_interval=200, quorum_tick_interval=500)
+    yield shaky
+    _set(shaky, consumer_timeout=1_800_000, channel_tick_interval=60_000, quorum_tick_interval=5_000)

@@ -12,20 +12,16 @@ from leveret.exceptions import ChannelPreconditionFailed, ConsumerCancelled, Del
 from tests.broker.test_helpers import drain, eventually, fill, holds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tests.support.node import Node
 
-CONF = "consumer_timeout = 1000"
-ADVANCED = "[{rabbit, [{channel_tick_interval, 200}, {quorum_tick_interval, 500}]}]."
 
-
-async def test_it_costs_the_channel_or_the_consumer_once_and_nothing_else(
-    start_node: Callable[..., Node], name: str
-) -> None:
-    node = await asyncio.to_thread(start_node, conf=CONF, advanced=ADVANCED)
-    cancels_only = node.version_info >= (4, 3)
-    async with await connect(node.url) as connection, connection.channel() as other, connection.channel() as channel:
+async def test_it_costs_the_channel_or_the_consumer_once_and_nothing_else(impatient: Node, name: str) -> None:
+    cancels_only = impatient.version_info >= (4, 3)
+    async with (
+        await connect(impatient.url) as connection,
+        connection.channel() as other,
+        connection.channel() as channel,
+    ):
         kept = await other.declare_queue(exclusive=True)
         told: list[BaseException | None] = []
         channel.close_callbacks.add(lambda _, error: told.append(error))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,16 +15,13 @@ from tests.broker.test_helpers import drain, eventually, fill, holds
 from tests.support.node import Node
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
 
-@pytest.fixture(scope="module")
-def node(broker_version: str) -> Iterator[Node]:
-    """A node that the tests of this module bring into trouble, and out again."""
-    if "AMQP_URL" in os.environ:
-        pytest.skip("needs a node of its own, and AMQP_URL is set")
-    with Node(broker_version) as node:
-        yield node
+@pytest.fixture
+def node(shaky: Node) -> Node:
+    """A node that these tests bring into trouble, and out again."""
+    return shaky
 
 
 @pytest.fixture

@@ -299,7 +299,7 @@ async def test_settling_in_any_order_and_manner_leaves_nothing(
         await other.set_qos(rng.choice([0, 7, 50]))
         await (await other.get_queue(queue.name)).consume(callback)
         await fill(channel, queue, [b"%d" % i for i in range(500)])
-        await eventually(lambda: len(settled) == 500)
+        await eventually(lambda: len(settled) == 500, 60)
         await other.get_queue(queue.name)
         assert not other.is_closed
     await holds(channel, queue, 0)
@@ -324,7 +324,7 @@ async def test_multiple_among_single_acks_leaves_nothing(
         await other.set_qos(20)
         await (await other.get_queue(queue.name)).consume(callback)
         await fill(channel, queue, [b""] * 500)
-        await eventually(lambda: done == 500)
+        await eventually(lambda: done == 500, 60)
         await other.get_queue(queue.name)
     await holds(channel, queue, 0)
 

@@ -59,12 +59,11 @@ async def test_exchange_type_as_a_string(channel: Channel, name: str) -> None:
 
 
 @pytest.mark.node
-async def test_exchange_types_of_plugins_route(start_node: Callable[..., Node], name: str) -> None:
-    node = await asyncio.to_thread(start_node, plugins=("rabbitmq_consistent_hash_exchange", "rabbitmq_sharding"))
+async def test_exchange_types_of_plugins_route(broker: Node, name: str) -> None:
     kinds = [ExchangeType.X_CONSISTENT_HASH, ExchangeType.X_MODULUS_HASH]
-    if node.version_info >= (4, 0):
+    if broker.version_info >= (4, 0):
         kinds.append(ExchangeType.X_LOCAL_RANDOM)
-    async with await connect(node.url) as connection, connection.channel() as channel:
+    async with await connect(broker.url) as connection, connection.channel() as channel:
         for kind in kinds:
             exchange = await channel.declare_exchange(f"{name}-{kind.value}", kind)
             queues = [await channel.declare_queue(exclusive=True) for _ in range(2)]

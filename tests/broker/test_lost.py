@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,18 +21,9 @@ from tests.support.node import Node
 from tests.support.proxy import FaultProxy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
 CLOSE_ALL = '[rabbit_networking:close_connection(Pid, <<"maintenance">>) || Pid <- rabbit_networking:connections()]'
-
-
-@pytest.fixture(scope="module")
-def fragile(broker_version: str) -> Iterator[Node]:
-    """A node that the tests of this module stop and kill; each leaves it running."""
-    if "AMQP_URL" in os.environ:
-        pytest.skip("needs a node of its own, and AMQP_URL is set")
-    with Node(broker_version) as node:
-        yield node
 
 
 @pytest.fixture
@@ -120,37 +110,36 @@ async def test_closed_by_an_operator(broker: Node, caplog: pytest.LogCaptureFixt
     assert len(lost) == 1
 
 
-async def test_the_node_stops_and_starts(fragile: Node) -> None:
-    async with await connect(fragile.url) as connection:
+async def test_the_node_stops_and_starts(shaky: Node) -> None:
+    async with await connect(shaky.url) as connection:
         witness = Witness(connection)
         await witness.begin()
-        await asyncio.to_thread(fragile.ctl, "stop_app")
+        await asyncio.to_thread(shaky.stop_app)
         cause = await witness.end()
     assert isinstance(cause, ConnectionClosed)
     assert (cause.reply_code, cause.by_broker) == (320, True)
     assert "shutdown" in str(cause)
     with pytest.raises(AMQPConnectionError, match="RabbitMQ"):
-        await connect(fragile.url)
-    await asyncio.to_thread(fragile.ctl, "start_app")
-    await asyncio.to_thread(fragile.wait)
-    async with await connect(fragile.url) as connection:
+        await connect(shaky.url)
+    await asyncio.to_thread(shaky.start_app)
+    async with await connect(shaky.url) as connection:
         await (await connection.channel()).declare_queue(exclusive=True)
 
 
-async def test_the_node_is_killed_with_calls_and_publishes_in_flight(fragile: Node, name: str) -> None:
-    async with await connect(fragile.url) as connection:
+async def test_the_node_is_killed_with_calls_and_publishes_in_flight(shaky: Node, name: str) -> None:
+    async with await connect(shaky.url) as connection:
         witness = Witness(connection)
         await witness.begin()
         channel = await connection.channel()
         queue = await channel.declare_queue(name, durable=True)
         await fill(channel, queue, [b"confirmed %d" % i for i in range(20)], delivery_mode=2)
-        await asyncio.to_thread(fragile.flush)
-        fragile.freeze()  # so that nothing of this is answered
+        await asyncio.to_thread(shaky.flush)
+        shaky.freeze()  # so that nothing of this is answered
         publishes = [channel.default_exchange.publish(Message(b"?", delivery_mode=2), name) for _ in range(50)]
         calls: list[Any] = [queue.declare(), queue.get(), channel.set_qos(1), connection.channel().initialize()]
         tasks = [asyncio.ensure_future(call) for call in calls]
         await asyncio.sleep(0)
-        await asyncio.to_thread(fragile.kill)
+        await asyncio.to_thread(shaky.kill)
         cause = await witness.end()
         assert isinstance(cause, ConnectionClosed)
         assert not cause.by_broker
@@ -160,8 +149,8 @@ async def test_the_node_is_killed_with_calls_and_publishes_in_flight(fragile: No
         outcomes = await asyncio.gather(*publishes, return_exceptions=True)
         assert all(isinstance(outcome, PublishOutcomeUnknown) for outcome in outcomes)
         assert all(outcome.__cause__ is cause for outcome in outcomes)  # type: ignore[union-attr]
-    await asyncio.to_thread(fragile.start)
-    async with await connect(fragile.url) as connection, connection.channel() as channel:
+    await asyncio.to_thread(shaky.start)
+    async with await connect(shaky.url) as connection, connection.channel() as channel:
         queue = await channel.declare_queue(name, durable=True)
         bodies = [(await queue.get(no_ack=True)).body for _ in range(20)]
         assert bodies == [b"confirmed %d" % i for i in range(20)]

@@ -64,6 +64,7 @@ def test_user_for_external_is_there(broker: Node) -> None:
     assert "alice" in broker.ctl("list_users")
 
 
+@pytest.mark.one_version
 async def test_own_broker_freezes_dies_and_comes_back(own_broker: Node, broker_version: str) -> None:
     own_broker.freeze()
     with pytest.raises(TimeoutError):

@@ -91,7 +91,7 @@ async def test_the_next_host_is_tried_at_once(link: FaultProxy, second: FaultPro
             await restored(robust, attempt)
             assert robust.url.port == there.port
             # A link that is lost again at once makes for a pause.
-            assert loop.time() - began < (0.5 if attempt == 2 else 2.5)
+            assert loop.time() - began < (1 if attempt == 2 else 2.5)
             await here.accept()
         await fill(mine, queue, [b"1"])
         await inbox.has(b"1")
@@ -179,9 +179,9 @@ async def test_a_node_that_leaves_is_left_at_once(shaky: Node, amqp_url: str, na
         first = False
         try:
             if order == "drain":
-                await asyncio.to_thread(shaky.ctl, "drain", tool="rabbitmq-upgrade")
+                await asyncio.to_thread(shaky.eval, "ok = rabbit_maintenance:drain()")
             else:
-                await asyncio.to_thread(shaky.ctl, "stop_app")
+                await asyncio.to_thread(shaky.stop_app)
             await restored(robust, 2)
             [(at, error)] = lost
             assert isinstance(error, ConnectionClosed)
@@ -192,10 +192,10 @@ async def test_a_node_that_leaves_is_left_at_once(shaky: Node, amqp_url: str, na
             await inbox.has(b"1")
         finally:
             if order == "drain":
-                await asyncio.to_thread(shaky.ctl, "revive", tool="rabbitmq-upgrade")
+                await asyncio.to_thread(shaky.eval, "ok = rabbit_maintenance:revive()")
+                await asyncio.to_thread(shaky.wait)
             else:
-                await asyncio.to_thread(shaky.ctl, "start_app")
-            await asyncio.to_thread(shaky.wait)
+                await asyncio.to_thread(shaky.start_app)
 
 
 # ------------------------------------------------------------------------------------------------------- login

@@ -196,7 +196,7 @@ async def test_nothing_confirmed_is_lost_over_a_crash(shaky: Node, name: str) ->
             await asyncio.gather(*[publish(i) for i in range(total)])
 
         publishing = asyncio.create_task(publish_all())
-        await eventually(lambda: len(outcomes) > total // 4)
+        await eventually(lambda: len(outcomes) > total // 4, 60)
         await asyncio.to_thread(shaky.kill)
         assert len(outcomes) < total
         await asyncio.to_thread(shaky.start)

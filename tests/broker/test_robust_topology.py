@@ -490,8 +490,8 @@ async def test_transient_exchanges_and_their_bindings_after_a_restart(shaky: Nod
         await queue.bind(unrouted)
         inbox = Inbox()
         await queue.consume(inbox)
-        await asyncio.to_thread(shaky.ctl, "stop_app")
-        await asyncio.to_thread(shaky.ctl, "start_app")
+        await asyncio.to_thread(shaky.stop_app)
+        await asyncio.to_thread(shaky.start_app)
         await restored(robust, 2, 20)
         await eventually(lambda: robust.health().status == "ready")
         with pytest.raises(ValueError, match="internal"):

@@ -63,9 +63,9 @@ def chaos_seed(request: pytest.FixtureRequest) -> int:
     return seed
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def fragile(broker_version: str) -> Iterator[Node]:
-    """A node that the tests of this module hurt; each leaves it running and well."""
+    """A node that these tests hurt; each leaves it running and well."""
     if "AMQP_URL" in os.environ:
         pytest.skip("needs a node of its own, and AMQP_URL is set")
     with Node(broker_version) as node:
@@ -76,13 +76,6 @@ def fragile(broker_version: str) -> Iterator[Node]:
 async def proxy(fragile: Node) -> AsyncIterator[FaultProxy]:
     async with FaultProxy("127.0.0.1", fragile.port) as proxy:
         yield proxy
-
-
-@pytest.fixture
-def once_is_enough(broker_version: str, chaos_minutes: float | None) -> None:
-    """For what depends on the client much more than on the broker."""
-    if broker_version != "4.0" and not chaos_minutes:
-        pytest.skip("with 4.0, or in full")
 
 
 async def connections(node: Node) -> list[str]:

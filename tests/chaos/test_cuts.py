@@ -114,9 +114,8 @@ class Patient:
         await self.proxy.__aexit__()
 
 
-async def test_cut_while_coming_back(
-    fragile: Node, chaos_seed: int, chaos_minutes: float | None, once_is_enough: None
-) -> None:
+@pytest.mark.one_version
+async def test_cut_while_coming_back(fragile: Node, chaos_seed: int, chaos_minutes: float | None) -> None:
     """After each number of bytes of handshake and replay; a seeded tenth of them unless there is time."""
     patients = [Patient(fragile, f"sweep-{number}", f"{chaos_seed} {number}") for number in range(AT_A_TIME)]
     rng = random.Random(chaos_seed)
@@ -177,7 +176,8 @@ async def test_forced_closes(fragile: Node, chaos_seed: int, chaos_minutes: floa
     assert max(took) < 5
 
 
-async def test_consuming_again(fragile: Node, chaos_minutes: float | None, once_is_enough: None) -> None:
+@pytest.mark.one_version
+async def test_consuming_again(fragile: Node, chaos_minutes: float | None) -> None:
     """How long nothing is delivered when the broker closes the connection while a queue is full."""
     arrivals: list[float] = []
     lost: list[float] = []
@@ -215,10 +215,9 @@ async def test_consuming_again(fragile: Node, chaos_minutes: float | None, once_
     assert max(gap for _, gap in gaps) < 5
 
 
+@pytest.mark.one_version
 @pytest.mark.parametrize("way", ["down", "both"])
-async def test_a_half_open_link_is_noticed(
-    proxy: FaultProxy, chaos_minutes: float | None, way: str, once_is_enough: None
-) -> None:
+async def test_a_half_open_link_is_noticed(proxy: FaultProxy, chaos_minutes: float | None, way: str) -> None:
     """Within 2.2 heartbeats, at whatever moment of an interval it begins."""
     if way == "down" and not chaos_minutes:
         pytest.skip("in full only")

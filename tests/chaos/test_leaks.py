@@ -50,7 +50,8 @@ class Usage(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def _few_logs(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.ERROR, "leveret")  # pytest keeps every record
+    for logger in ("leveret", "asyncio"):  # pytest keeps every record, also of what was slow on a busy machine
+        caplog.set_level(logging.ERROR, logger)
 
 
 async def settled() -> Usage:
@@ -76,7 +77,8 @@ async def stays_flat(
     assert after.memory <= before.memory * (1 + memory)
 
 
-async def test_reconnects(fragile: Node, chaos_minutes: float | None, once_is_enough: None) -> None:
+@pytest.mark.one_version
+async def test_reconnects(fragile: Node, chaos_minutes: float | None) -> None:
     received: set[bytes] = set()
 
     async def on_message(message: IncomingMessage) -> None:
@@ -116,7 +118,8 @@ async def test_reconnects(fragile: Node, chaos_minutes: float | None, once_is_en
             await stays_flat(40 // AT_A_TIME, 5, once)
 
 
-async def test_channels(fragile: Node, chaos_minutes: float | None, once_is_enough: None) -> None:
+@pytest.mark.one_version
+async def test_channels(fragile: Node, chaos_minutes: float | None) -> None:
     """Opened, used and closed; some by the broker, over a publish to nowhere."""
     count = 20_000 if chaos_minutes else 2_000
     async with await connect_robust(fragile.url) as connection:
@@ -134,7 +137,8 @@ async def test_channels(fragile: Node, chaos_minutes: float | None, once_is_enou
         assert connection.health().status == "ready"
 
 
-async def test_channels_of_a_plain_connection(fragile: Node, chaos_minutes: float | None, once_is_enough: None) -> None:
+@pytest.mark.one_version
+async def test_channels_of_a_plain_connection(fragile: Node, chaos_minutes: float | None) -> None:
     count = 20_000 if chaos_minutes else 2_000
     async with await connect(fragile.url) as connection:
 

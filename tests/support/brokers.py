@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-PLUGINS = ("rabbitmq_auth_mechanism_ssl",)
+PLUGINS = ("rabbitmq_auth_mechanism_ssl", "rabbitmq_consistent_hash_exchange", "rabbitmq_sharding")
 CONF = """
 auth_mechanisms.1 = PLAIN
 auth_mechanisms.2 = AMQPLAIN
@@ -86,6 +86,7 @@ def _versions(config: pytest.Config) -> list[str]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "node: needs more of the broker than its URL: faults, rabbitmqctl, TLS files")
+    config.addinivalue_line("markers", "one_version: depends on the broker so little that one of --brokers will do")
     if "AMQP_URL" in os.environ:
         return
     if unknown := set(_versions(config)) - set(VERSIONS):
@@ -100,7 +101,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "broker_version" in metafunc.fixturenames:
-        metafunc.parametrize("broker_version", _versions(metafunc.config), indirect=True, scope="session")
+        versions = _versions(metafunc.config)
+        in_full = metafunc.config.getoption("chaos_minutes", None)
+        if metafunc.definition.get_closest_marker("one_version") and not in_full:
+            versions = [versions[len(versions) // 2]]
+        metafunc.parametrize("broker_version", versions, indirect=True, scope="session")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,4 +1,4 @@
-"""The scripted peer and the proxy do what the tests rely on."""
+"""The scripted peer, the proxy, and what lets tests run in several processes do what the tests rely on."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from pamqp import body, commands, frame, header, heartbeat
 
+from tests.support import ports
+from tests.support.parallel import group_of
 from tests.support.peer import PeerError, ScriptedPeer, Session
 from tests.support.proxy import FaultProxy
 
@@ -205,3 +207,30 @@ async def test_proxy_ends_open_connections(fault: str, ending: type[Exception]) 
         end()
         with pytest.raises(ending):
             await reader.readexactly(1)
+
+
+# ---------------------------------------------------------------------------------------- several processes
+
+
+def test_no_two_processes_share_a_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", "3")
+    shares: list[range] = []
+    for worker in range(4):  # the fourth takes the place of the first, which crashed
+        monkeypatch.setenv("PYTEST_XDIST_WORKER", f"gw{worker}")
+        shares.append(ports.own_range())
+    assert shares[0] == shares[3]
+    assert len({*shares[0], *shares[1], *shares[2]}) == 3 * len(shares[0]) > 19_000
+
+
+@pytest.mark.parametrize(
+    ("nodeid", "group"),
+    [
+        ("tests/broker/test_tls.py::test_tls_versions[4.0-TLSv1.2]", "broker 4.0"),
+        ("tests/broker/test_node.py::test_url[3.10]", "broker 3.10"),
+        ("tests/chaos/test_leaks.py::test_channels[AMQP_URL]", "chaos AMQP_URL"),
+        ("tests/broker/test_connecting.py::test_nobody_listens", None),
+        ("tests/broker/test_connecting.py::test_a_wrong_url_is_a_value_error[http]", None),
+    ],
+)
+def test_tests_that_share_nodes_run_in_one_process(nodeid: str, group: str | None) -> None:
+    assert group_of(nodeid) == (group or nodeid)
