@@ -264,6 +264,11 @@ class Publisher:
         """Whether publishes wait to be written."""
         return bool(self._held)
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody may wait for a confirm."""
+        return any(not publish.done() for publish in self._confirms or ())
+
     async def settled(self, deadline: float) -> None:
         """Wait until every publish that somebody may wait for is settled, or until *deadline* in event loop time."""
         unsettled = [publish for publish in (*(self._confirms or ()), *self._held) if not publish.done()]

@@ -74,6 +74,11 @@ class Replies:
         """The ``basic.get`` that a message answers."""
         return self._in_order.popleft()
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for one."""
+        return any(not pending.reply.done() for pending in (*self._in_order, *self._of_consumers))
+
     def take_all(self) -> list[Pending]:
         """Every call; the channel is gone."""
         pending = [*self._in_order, *self._of_consumers]
