@@ -2,6 +2,7 @@
 
 from leveret import exceptions
 from leveret._version import __version__
+from leveret.batches import Batch, BatchIterator
 from leveret.callbacks import CallbackCollection
 from leveret.channel import Channel
 from leveret.connection import Connection, connect
@@ -23,6 +24,8 @@ from leveret.types import DeliveryMode, ExchangeType
 
 __all__ = [
     "AMQPException",
+    "Batch",
+    "BatchIterator",
     "CallbackCollection",
     "Channel",
     "Connection",

@@ -609,7 +609,8 @@ class Channel:
         """How many unacknowledged messages the broker sends ahead (``basic.qos``).
 
         Args:
-            prefetch_count: 0 (no limit) to 65,535; counts for each consumer that starts afterwards.
+            prefetch_count: 0 (no limit) to 65,535; counts for each consumer that starts afterwards. Where consumers
+                without a limit do not keep up, the whole connection is read more slowly (:meth:`Connection.health`).
             prefetch_size: must be 0; RabbitMQ does not implement it, and would close the connection.
             global_: count for all consumers of the channel together. RabbitMQ 4.3 counts for each all the same, and
                 quorum queues refuse it.

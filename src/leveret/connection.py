@@ -272,7 +272,11 @@ class Connection:
     # ------------------------------------------------------------------------------------ what the broker says
 
     def health(self) -> Health:
-        """Whether it works, for a health check: ``"ready"``, ``"degraded"`` or ``"down"``, and why."""
+        """Whether it works, for a health check: ``"ready"``, ``"degraded"`` or ``"down"``, and why.
+
+        It is ``"degraded"`` while the broker blocks publishers or refuses many, while confirms are overdue, and while
+        the connection is read slowly because consumers without a prefetch hold too much.
+        """
         if self.is_closed or self._transport is None:
             return Health("down", (printable(str(self._error())),))
         reasons = self._degraded()
@@ -281,6 +285,8 @@ class Connection:
     def _degraded(self) -> list[str]:
         """What is not as it should be, on a link that is there."""
         reasons = [f"the broker blocks publishers: {printable(self.blocked)}"] if self.blocked is not None else []
+        if self._transport is not None and (complaint := self._transport.intake.complaint) is not None:
+            reasons.append(complaint)
         for channel in self._channels:
             reasons += channel.complaints
         return reasons

@@ -19,7 +19,7 @@ import inspect
 import logging
 import types
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from leveret.exceptions import Closed, ConsumerCancelled, DeliveryLost
@@ -35,6 +35,11 @@ ConsumerCallback = Callable[[IncomingMessage], Awaitable[object] | None]
 
 OnCancelled: TypeAlias = Literal["resubscribe", "stop", "raise"]
 """What to do when the broker cancels a consumer."""
+
+_MESSAGE = 256
+_TASK = 2560
+"""Bytes that a message takes beside its contents, and that a callback which waits takes with its task (measured on
+CPython 3.11). Those that have not begun count as much: they begin whether anything is read or not."""
 
 Attach: TypeAlias = "Callable[[WireChannel, str], WireConsumer]"
 """Makes the consumer for a wire, with the tag that it has there."""
@@ -53,7 +58,19 @@ class CallbackConsumer:
         context: each callback runs in a copy of it.
     """
 
-    __slots__ = ("_callback", "_context", "_on_cancelled", "_queue", "_runner", "_tag", "_tasks", "_wire", "no_ack")
+    __slots__ = (
+        "_callback",
+        "_context",
+        "_on_cancelled",
+        "_queue",
+        "_runner",
+        "_suspended",
+        "_suspended_size",
+        "_tag",
+        "_tasks",
+        "_wire",
+        "no_ack",
+    )
 
     def __init__(
         self,
@@ -74,6 +91,16 @@ class CallbackConsumer:
         self._queue: deque[IncomingMessage] = deque()
         self._context = context
         self._runner: asyncio.Task[None] | None = None  # the one that is about to look at the queue
+        self._suspended = self._suspended_size = 0  # callbacks that wait for something, and what they hold
+
+    @property
+    def backlog(self) -> int:
+        """How many messages no callback has finished with."""
+        return len(self._queue) + self._suspended
+
+    def backlog_size(self) -> int:
+        """Bytes of memory that they take, about."""
+        return held(self._queue) + self._suspended_size + self.backlog * _TASK
 
     def on_delivery(
         self, delivery_tag: int, redelivered: bool, route: bytes, properties: bytes, body: bytes, /
@@ -137,7 +164,14 @@ class CallbackConsumer:
             self._runner = None
             if queue:
                 self._start_runner()
-            yield from self._finish(message, coroutine, context, waits_for)
+            size = message.received_size
+            self._suspended += 1
+            self._suspended_size += size
+            try:
+                yield from self._finish(message, coroutine, context, waits_for)
+            finally:
+                self._suspended -= 1
+                self._suspended_size -= size
             return
         self._runner = None
         if queue:
@@ -202,6 +236,11 @@ def check_prefetch(name: str, prefetch: int | None) -> None:
 def is_normal(error: Exception | None) -> bool:
     """Whether *error* says that this side closed on purpose."""
     return isinstance(error, Closed) and error.is_normal
+
+
+def held(messages: Collection[IncomingMessage]) -> int:
+    """Bytes of memory that *messages* take, about."""
+    return len(messages) * _MESSAGE + sum(message.received_size for message in messages)
 
 
 def give_back(messages: deque[IncomingMessage]) -> None:

@@ -1,5 +1,8 @@
 """What happens to deliveries: iterators.
 
+:class:`QueueConsumer` keeps what comes; :class:`QueueIterator` hands it out one by one, and
+:class:`~leveret.batches.BatchIterator` by the dozen.
+
 They hand messages out in order of arrival; a cancelled or timed-out ``__anext__`` takes none. As with callbacks
 (:mod:`leveret.consumer`), what was delivered on a channel that is gone is dropped unless it needs no acknowledgement,
 and on a channel that recovers the same iterator is attached to one wire after the other.
@@ -11,7 +14,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
-from leveret.consumer import OnCancelled, check_on_cancelled, check_prefetch, give_back, is_normal
+from leveret.consumer import OnCancelled, check_on_cancelled, check_prefetch, give_back, held, is_normal
 from leveret.exceptions import ChannelInvalidStateError, Closed, ConsumerCancelled, fresh
 from leveret.log import get_logger, printable
 from leveret.message import IncomingMessage
@@ -19,34 +22,16 @@ from leveret.records import ConsumerRecord
 from leveret.types import Arguments, TimeoutType
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from leveret.queue import Queue
     from leveret.wire.channel import WireChannel
 
 _log = get_logger(__name__)
 
 
-class QueueIterator:
-    """Messages of a queue, for ``async for``.
-
-    Use it as ``async with queue.iterator() as messages``: leaving the block cancels the consumer and gives
-    what was not handed out back to the queue.
-
-    Args:
-        queue: what to consume.
-        no_ack: the broker forgets each message as it sends it.
-        exclusive: be the queue's only consumer.
-        arguments: of ``basic.consume``.
-        consumer_tag: of your own choice.
-        robust: go on after a reconnect, on a connection of :func:`~leveret.connect_robust`.
-        on_cancelled: what to do when the broker cancels the consumer, because its queue was deleted, say.
-            ``"resubscribe"``, on a connection of :func:`~leveret.connect_robust`: declare the queue again if this
-            connection declared it, and go on. ``"raise"``, and every plain connection: raise ConsumerCancelled.
-            ``"stop"``: end the iteration.
-        timeout: seconds for each ``__anext__``, which takes as long as it takes without; and for ``basic.consume``,
-            which has the connection's ``operation_timeout`` without.
-        prefetch: how many unacknowledged messages the broker sends ahead to this consumer, from 0 (no limit) to 65,535;
-            None for the channel's (:meth:`Channel.set_qos`).
-    """
+class QueueConsumer:
+    """A consumer that keeps what comes until it is asked for; the arguments are those of :class:`QueueIterator`."""
 
     DEFAULT_CLOSE_TIMEOUT = 5
 
@@ -86,7 +71,7 @@ class QueueIterator:
         self._given_back = False
 
     def __repr__(self) -> str:
-        return f"<QueueIterator: queue={self._queue.name!r} consumer_tag={self.consumer_tag!r}>"
+        return f"<{type(self).__name__}: queue={self._queue.name!r} consumer_tag={self.consumer_tag!r}>"
 
     @property
     def consumer_tag(self) -> str | None:
@@ -117,9 +102,18 @@ class QueueIterator:
             if self._closed:  # meanwhile
                 await channel.unsubscribe(tag, self.DEFAULT_CLOSE_TIMEOUT)
 
-    def _attach(self, wire: WireChannel, wire_tag: str) -> QueueIterator:
+    def _attach(self, wire: WireChannel, wire_tag: str) -> Self:
         self._wire, self._tag = wire, wire_tag.encode("utf-8", "surrogateescape")
         return self
+
+    @property
+    def backlog(self) -> int:
+        """How many messages wait to be handed out."""
+        return len(self._messages)
+
+    def backlog_size(self) -> int:
+        """Bytes of memory that they take, about."""
+        return held(self._messages)
 
     def on_delivery(
         self, delivery_tag: int, redelivered: bool, route: bytes, properties: bytes, body: bytes, /
@@ -150,38 +144,12 @@ class QueueIterator:
         self._error = error
         self._arrived.set()
 
-    def __aiter__(self) -> QueueIterator:
-        return self
-
-    async def __anext__(self) -> IncomingMessage:
-        """The next message.
-
-        Raises:
-            StopAsyncIteration: the iterator, its channel or the connection was closed by this side; or the broker
-                cancelled the consumer, which is to stop then.
-            TimeoutError: none came within the iterator's timeout; it stays usable.
-            ConsumerCancelled: the broker cancelled the consumer, and what it had delivered is handed out.
-            ChannelClosed, ConnectionClosed: the channel or connection was lost.
-            ChannelInvalidStateError: the channel was closed before iterating began.
-
-        Cancellation: takes no message, and the iterator stays usable.
-
-        Reconnect: goes on waiting on a connection of :func:`~leveret.connect_robust`; what was delivered before and
-        not handed out is dropped, because the broker delivers it again.
-        """
-        if (message := self._next()) is not None:
-            return message
-        async with asyncio.timeout(self._timeout):
-            if not self._is_consuming:
-                await self.consume()
-            while (message := self._next()) is None:
-                if self._closed or is_normal(self._error):
-                    raise StopAsyncIteration
-                if self._error is not None:
-                    raise fresh(self._error)
-                self._arrived.clear()
-                await self._arrived.wait()
-        return message
+    def _check_going_on(self) -> None:
+        """Raise what ends the iteration, if nothing more will come."""
+        if self._closed or is_normal(self._error):
+            raise StopAsyncIteration
+        if self._error is not None:
+            raise fresh(self._error)
 
     def _next(self) -> IncomingMessage | None:
         """The next message that can still be settled."""
@@ -191,7 +159,7 @@ class QueueIterator:
                 return message
         return None
 
-    async def __aenter__(self) -> QueueIterator:
+    async def __aenter__(self) -> Self:
         await self.consume()
         return self
 
@@ -222,3 +190,57 @@ class QueueIterator:
         if self.no_ack and self._messages:
             _log.warning("%r: %d messages were not handed out, and are gone (no_ack)", self, len(self._messages))
         self.on_abandoned()
+
+
+class QueueIterator(QueueConsumer):
+    """Messages of a queue, for ``async for``.
+
+    Use it as ``async with queue.iterator() as messages``: leaving the block cancels the consumer and gives
+    what was not handed out back to the queue.
+
+    Args:
+        queue: what to consume.
+        no_ack: the broker forgets each message as it sends it.
+        exclusive: be the queue's only consumer.
+        arguments: of ``basic.consume``.
+        consumer_tag: of your own choice.
+        robust: go on after a reconnect, on a connection of :func:`~leveret.connect_robust`.
+        on_cancelled: what to do when the broker cancels the consumer, because its queue was deleted, say.
+            ``"resubscribe"``, on a connection of :func:`~leveret.connect_robust`: declare the queue again if this
+            connection declared it, and go on. ``"raise"``, and every plain connection: raise ConsumerCancelled.
+            ``"stop"``: end the iteration.
+        timeout: seconds for each ``__anext__``, which takes as long as it takes without; and for ``basic.consume``,
+            which has the connection's ``operation_timeout`` without.
+        prefetch: how many unacknowledged messages the broker sends ahead to this consumer, from 0 (no limit) to 65,535;
+            None for the channel's (:meth:`Channel.set_qos`).
+    """
+
+    def __aiter__(self) -> QueueIterator:
+        return self
+
+    async def __anext__(self) -> IncomingMessage:
+        """The next message.
+
+        Raises:
+            StopAsyncIteration: the iterator, its channel or the connection was closed by this side; or the broker
+                cancelled the consumer, which is to stop then.
+            TimeoutError: none came within the iterator's timeout; it stays usable.
+            ConsumerCancelled: the broker cancelled the consumer, and what it had delivered is handed out.
+            ChannelClosed, ConnectionClosed: the channel or connection was lost.
+            ChannelInvalidStateError: the channel was closed before iterating began.
+
+        Cancellation: takes no message, and the iterator stays usable.
+
+        Reconnect: goes on waiting on a connection of :func:`~leveret.connect_robust`; what was delivered before and
+        not handed out is dropped, because the broker delivers it again.
+        """
+        if (message := self._next()) is not None:
+            return message
+        async with asyncio.timeout(self._timeout):
+            if not self._is_consuming:
+                await self.consume()
+            while (message := self._next()) is None:
+                self._check_going_on()
+                self._arrived.clear()
+                await self._arrived.wait()
+        return message

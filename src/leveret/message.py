@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Callable, Container, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Container, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from pprint import pformat
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, overload
 
 from pamqp.commands import Basic
 
@@ -405,6 +405,10 @@ class Wire(Protocol):
         """``basic.reject``"""
         ...
 
+    def settle_all(self, delivery_tags: Sequence[int], *, requeue: bool | None) -> Coroutine[Any, Any, None]:
+        """The first or, with *requeue*, the second of them for all *delivery_tags*, which ascend."""
+        ...
+
     def server_supports(self, capability: str) -> bool:
         """Whether the broker announced *capability*."""
         ...
@@ -499,6 +503,11 @@ class IncomingMessage(Message):
     def headers_raw(self) -> bytes | None:
         """The bytes of a header table that could not be read; None if it could."""
         return decode_properties(self._raw_properties).raw_headers
+
+    @property
+    def received_size(self) -> int:
+        """Bytes of the body and of the properties, as they came."""
+        return len(self._body) + len(self._raw_properties)
 
     @property
     def is_live(self) -> bool:
@@ -614,6 +623,49 @@ class IncomingMessage(Message):
         info["redelivered"] = self.redelivered
         info["routing_key"] = self.routing_key
         return info
+
+    @staticmethod
+    def settle_together(
+        messages: Sequence[IncomingMessage], verb: Literal["ack", "nack", "reject", "give back"], requeue: bool = True
+    ) -> Coroutine[Any, Any, None]:
+        """Settle those of *messages* that are not, by as few methods as it takes; it takes effect when called.
+
+        Args:
+            messages: of one channel.
+            verb: "give back" requeues, by whichever method the broker knows.
+            requeue: whether those that are not acknowledged go back to their queue.
+
+        Raises:
+            TypeError: they were consumed with ``no_ack``.
+            ValueError: they are not of one channel.
+            MethodNotImplemented: the broker does not know ``basic.nack``.
+            DeliveryLost: their channel is gone; the broker redelivers them.
+        """
+        if not messages:
+            return DONE
+        unsettled = [message for message in messages if not message._settled]
+        wire = (unsettled or messages)[0]._wire
+        if wire is None:
+            raise messages[0]._cannot_settle(verb)
+        if any(message._wire is not wire for message in unsettled):
+            raise ValueError("messages of different channels cannot be settled together")
+        cancelled = wire.cancelled
+        tags = [message.delivery_tag for message in unsettled if message._consumer_tag not in cancelled]
+        tags.sort()
+        # To the broker they are the same, but it counts a basic.reject that requeues as a failed delivery (4.3), and
+        # that method is about one message only.
+        may_nack = verb != "ack" and wire.server_supports("basic.nack")
+        if verb == "nack" and not may_nack:
+            raise MethodNotImplemented("the broker does not know basic.nack; use reject()")
+        done: Coroutine[Any, Any, None] = DONE
+        if tags and (verb == "ack" or (may_nack and not (verb == "reject" and requeue))):
+            done = wire.settle_all(tags, requeue=None if verb == "ack" else requeue)
+        else:
+            for tag in tags:
+                done = wire.reject(tag, requeue)
+        for message in unsettled:
+            message._settled = True
+        return done
 
 
 class ReturnedMessage(IncomingMessage):

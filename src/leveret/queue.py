@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from pamqp.commands import Basic
 from pamqp.commands import Queue as QueueMethods
 
+from leveret.batches import BatchIterator
 from leveret.consumer import CallbackConsumer, ConsumerCallback, OnCancelled, check_on_cancelled, check_prefetch
 from leveret.exceptions import QueueEmpty
 from leveret.exchange import Exchange, exchange_name
@@ -17,11 +18,12 @@ from leveret.iterator import QueueIterator
 from leveret.message import IncomingMessage
 from leveret.records import ConsumerRecord, QueueBinding, QueueRecord, queue_key
 from leveret.types import Arguments, ConsumerTag, TimeoutType
+from leveret.wire.fetching import fetch_many
 from leveret.wire.methods import make
 
 if TYPE_CHECKING:
     from leveret.channel import Channel
-    from leveret.wire.channel import WireChannel
+    from leveret.wire.channel import Fetched, WireChannel
 
 
 class Queue:
@@ -285,19 +287,75 @@ class Queue:
             if fail:
                 raise QueueEmpty(f"queue {self.name!r} is empty")
             return None
-        get_ok = fetched.get_ok
-        message = IncomingMessage(
-            None if no_ack else wire,
-            None,
-            get_ok.delivery_tag,
-            get_ok.redelivered,
-            get_ok.route,
-            fetched.properties,
-            fetched.body,
-            no_ack,
+        return _fetched_message(wire, fetched, no_ack)
+
+    async def get_many(self, n: int, *, no_ack: bool = False, timeout: TimeoutType = 5) -> list[IncomingMessage]:
+        """Fetch up to *n* messages that are there now (``basic.get``), several at a time.
+
+        It does not wait for messages that are still to come: :meth:`batches` does.
+
+        Args:
+            n: how many at most. Never more than these are taken out of the queue.
+            no_ack: the broker forgets each message as it sends it.
+            timeout: seconds for the whole; None for the connection's ``operation_timeout``.
+
+        Returns:
+            The messages in their order; fewer than *n* if the queue had no more, or if there was no time for more.
+
+        Raises:
+            TimeoutError: none came in time.
+            ChannelNotFoundEntity: no such queue. This closes the channel.
+            ChannelInvalidStateError: the channel is not open.
+            ChannelClosed, ConnectionClosed: it was lost meanwhile. What had come is redelivered; with *no_ack* it
+                is returned instead.
+            ValueError: *n* is negative; or the queue is a stream, which can only be consumed.
+
+        Cancellation: what had come, and what comes too late, is requeued; with *no_ack* it is gone. The same holds for
+        what comes after the timeout.
+
+        https://www.rabbitmq.com/docs/consumers#polling
+        """
+        if n < 0:
+            raise ValueError(f"n must not be negative: {n}")
+        self._refuse_stream("get", "consume() with a prefetch and x-stream-offset")
+        wire, seconds = await self.channel.live_wire(self.channel.seconds(timeout))
+        fetched = await fetch_many(wire, self.name, n, no_ack, seconds)
+        return [_fetched_message(wire, each, no_ack) for each in fetched]
+
+    def batches(
+        self,
+        size: int = 100,
+        timeout: float | None = 1.0,
+        *,
+        prefetch: int | None = None,
+        redelivered_apart: bool = False,
+        no_ack: bool = False,
+        exclusive: bool = False,
+        arguments: Arguments = None,
+        consumer_tag: ConsumerTag | None = None,
+        robust: bool = True,
+        on_cancelled: OnCancelled = "resubscribe",
+    ) -> BatchIterator:
+        """Messages in batches, for ``async for``, best inside ``async with``.
+
+        The arguments are those of :class:`~leveret.BatchIterator`.
+
+        Raises:
+            ValueError: *size*, *timeout* or *prefetch* make no sense, or *on_cancelled* is none of the three.
+        """
+        return BatchIterator(
+            self,
+            size,
+            timeout,
+            prefetch=prefetch,
+            redelivered_apart=redelivered_apart,
+            no_ack=no_ack,
+            exclusive=exclusive,
+            arguments=arguments,
+            consumer_tag=consumer_tag,
+            robust=robust,
+            on_cancelled=on_cancelled,
         )
-        message.message_count = get_ok.message_count
-        return message
 
     def iterator(self, **kwargs: Any) -> QueueIterator:
         """Messages for ``async for``; the arguments are those of :class:`~leveret.QueueIterator`."""
@@ -339,3 +397,20 @@ class Queue:
                 make(QueueMethods.Delete, queue=self.name, if_unused=if_unused, if_empty=if_empty), timeout
             )
         return result
+
+
+def _fetched_message(wire: WireChannel, fetched: Fetched, no_ack: bool) -> IncomingMessage:
+    """What ``basic.get`` brought, as a message."""
+    get_ok = fetched.get_ok
+    message = IncomingMessage(
+        None if no_ack else wire,
+        None,
+        get_ok.delivery_tag,
+        get_ok.redelivered,
+        get_ok.route,
+        fetched.properties,
+        fetched.body,
+        no_ack,
+    )
+    message.message_count = get_ok.message_count
+    return message

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pamqp import frame
 from pamqp.commands import Basic
 
-from leveret import Connection, IncomingMessage, MessageProcessError
+from leveret import Batch, Connection, IncomingMessage, MessageProcessError
 from tests.unit.test_call_ceilings import FakeSocket, deliver, run
 
 COUNT = 5
@@ -20,6 +20,7 @@ settlements = st.one_of(
     st.tuples(st.just("ack"), tags, st.just(False)),
     st.tuples(st.just("nack"), tags, st.booleans()),
     st.tuples(st.just("reject"), tags, st.just(False)),
+    st.tuples(st.sampled_from(["all ack", "all nack"]), tags, tags),
     st.tuples(st.just("turn"), st.just(0), st.just(False)),
 )
 
@@ -39,7 +40,7 @@ def settled_on_the_wire(written: list[bytes], unsettled: dict[int, str | None]) 
                 unsettled[each] = method.name.removeprefix("Basic.").lower()
 
 
-async def play(connection: Connection, fake: FakeSocket, script: list[tuple[str, int, bool]]) -> None:
+async def play(connection: Connection, fake: FakeSocket, script: list[tuple[str, int, int]]) -> None:
     channel = await connection.channel()
     queue = await channel.get_queue("q", ensure=False)
     messages: dict[int, IncomingMessage] = {}
@@ -54,6 +55,12 @@ async def play(connection: Connection, fake: FakeSocket, script: list[tuple[str,
     for verb, tag, multiple in script:
         if verb == "turn":
             await asyncio.sleep(0)
+            continue
+        if verb.startswith("all "):  # a batch of the tags from one to another, which leaves out what is settled
+            verb = verb.removeprefix("all ")
+            some = range(min(tag, multiple), max(tag, multiple) + 1)
+            _ = getattr(Batch([messages[each] for each in some]), verb)()
+            wanted |= {each: wanted[each] or verb for each in some}
             continue
         settle = getattr(messages[tag], verb)
         if wanted[tag] is not None:
@@ -84,6 +91,8 @@ def test_the_broker_is_told_what_was_settled_and_nothing_twice(script):
         [("ack", 1, True), ("turn", 0, False), ("ack", 2, False)],
         [("ack", 3, True), ("ack", 4, True)],
         [("ack", 2, False), ("ack", 1, True), ("ack", 3, False)],
+        [("nack", 3, False), ("all ack", 2, 4), ("all ack", 1, 5)],
+        [("ack", 1, False), ("all nack", 1, 3), ("all ack", 3, 5), ("turn", 0, False)],
     ],
     ids=str,
 )

@@ -50,3 +50,37 @@ def test_a_tag_that_is_never_settled_costs_bounded_memory_and_a_multiple_begins_
     assert len(acks._ahead) < 5_000
     acks.note(20_000, multiple=True)
     assert acks.save_up(20_001)
+
+
+def test_a_batch_in_order_is_one_multiple():
+    acks = Acks()
+    assert acks.split([1, 2, 3]) == (3, [])
+    acks.save_up_to(3)
+    assert acks.take_due() == 3
+    assert acks.split([4, 5]) == (5, [])
+
+
+def test_what_is_left_out_before_a_batch_makes_the_rest_single():
+    acks = Acks()
+    assert acks.split([2, 3]) == (0, [2, 3])
+    assert acks.split([1, 2, 4, 5]) == (2, [4, 5])
+
+
+def test_what_was_settled_before_is_no_gap_and_not_settled_again():
+    acks = Acks()
+    acks.note(2, False)
+    acks.note(5, False)
+    assert acks.split([1, 3, 4, 6]) == (6, [])
+    assert acks.split([1, 2, 3, 4, 5]) == (4, [])  # the broker refuses a multiple up to what it has seen settled
+    acks.save_up_to(4)
+    assert acks.take_due() == 4
+    assert acks.split([6]) == (6, [])
+    acks.note(6, True)
+    assert acks.split([4, 5, 6, 7]) == (7, [])
+    assert acks.split([5, 6]) == (0, [])
+
+
+def test_what_is_not_counted_any_more_is_settled_singly():
+    acks = Acks()
+    acks.stop_counting()
+    assert acks.split([1, 2]) == (0, [1, 2])

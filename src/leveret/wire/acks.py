@@ -7,6 +7,8 @@ that are settled, so both ends of the saved-up range are kept.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from leveret.exceptions import MessageProcessError
 
 _TRACKED = 4096
@@ -36,6 +38,36 @@ class Acks:
         self.due = delivery_tag  # not _settled: the broker refuses a tag that it has seen settled
         return True
 
+    def split(self, delivery_tags: Sequence[int]) -> tuple[int, list[int]]:
+        """How to settle *delivery_tags*, which ascend, by as few methods as it takes.
+
+        Returns:
+            The tag up to which a ``multiple`` may settle, or 0; and those beyond it, each for itself, because
+            something before them is unsettled. What a ``multiple`` has settled already is in neither.
+        """
+        settled, ahead = self._settled, self._ahead
+        if settled < 0:
+            return 0, list(delivery_tags)
+        if not ahead and delivery_tags[0] == settled + 1 and delivery_tags[-1] == settled + len(delivery_tags):
+            return delivery_tags[-1], []
+        together = 0
+        apart: list[int] = []
+        for tag in delivery_tags:
+            if tag <= settled or tag in ahead:
+                continue
+            while settled + 1 in ahead:
+                settled += 1
+            if tag == settled + 1:
+                together = settled = tag
+            else:
+                apart.append(tag)
+        return together, apart
+
+    def save_up_to(self, delivery_tag: int) -> None:
+        """Make an ack up to *delivery_tag* due, as :meth:`split` has it."""
+        self.note(delivery_tag, multiple=True)
+        self.due = delivery_tag
+
     def check(self, delivery_tag: int) -> None:
         """Raise MessageProcessError if *delivery_tag* is settled: the broker would close the channel (406)."""
         if delivery_tag <= self._settled or delivery_tag in self._ahead:
@@ -45,7 +77,8 @@ class Acks:
         """*delivery_tag* was settled by a method of its own."""
         if multiple:
             self._settled = delivery_tag
-            self._ahead = {tag for tag in self._ahead if tag > delivery_tag}
+            if self._ahead:
+                self._ahead = {tag for tag in self._ahead if tag > delivery_tag}
         elif self._settled >= 0:
             self._ahead.add(delivery_tag)
         else:

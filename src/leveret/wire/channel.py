@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import struct
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from pamqp.base import Frame
@@ -84,6 +84,15 @@ class WireConsumer(Protocol):
 
     no_ack: bool
 
+    @property
+    def backlog(self) -> int:
+        """How many messages it has not finished with."""
+        ...
+
+    def backlog_size(self) -> int:
+        """Bytes of memory that they take, about."""
+        ...
+
     def on_delivery(
         self, delivery_tag: int, redelivered: bool, route: bytes, properties: bytes, body: bytes, /
     ) -> None:
@@ -110,6 +119,8 @@ class ChannelOwner(PublishOwner, Protocol):
 class _Trial:
     """A consumer that does nothing."""
 
+    backlog = 0
+
     def __init__(self, *, no_ack: bool = False) -> None:
         self.no_ack = no_ack
 
@@ -117,6 +128,10 @@ class _Trial:
         self, delivery_tag: int, redelivered: bool, route: bytes, properties: bytes, body: bytes, /
     ) -> None:
         """It is requeued when the channel is closed."""
+
+    def backlog_size(self) -> int:
+        """It holds nothing."""
+        return 0
 
     def on_abandoned(self) -> None:
         """Nobody is left to be told."""
@@ -164,6 +179,7 @@ class WireChannel:
         "_owner",
         "_replies",
         "_starting",
+        "_unlimited",
         "cancelled",
         "consumers",
         "error",
@@ -185,6 +201,7 @@ class WireChannel:
         self.prefetch = 0
         self._consumers: dict[bytes, WireConsumer] = {}
         self._starting: dict[bytes, asyncio.Future[None]] = {}
+        self._unlimited: set[bytes] = set()
         self._loop = asyncio.get_running_loop()
         self._output: Output | CommitGate = transport.output
         self._owner = owner
@@ -249,7 +266,7 @@ class WireChannel:
     @property
     def is_idle(self) -> bool:
         """Whether nobody waits for the broker on it, nor consumes."""
-        return not (self._consumers or self._replies or self.publisher.is_waiting)
+        return not (self._consumers or self.is_awaited)
 
     def server_supports(self, capability: str) -> bool:
         """Whether the broker announced *capability*."""
@@ -283,9 +300,7 @@ class WireChannel:
             ChannelClosed: the broker closed the channel over it.
             TimeoutError: no reply in time; the channel stays open and the late reply is swallowed.
         """
-        if self._closing:
-            self.check_open()
-            raise ChannelInvalidStateError(f"channel {self.number} is being closed")
+        self._check_callable()
         reply = self._request(method, on_reply, on_late)
         try:
             async with asyncio.timeout(timeout):
@@ -298,6 +313,11 @@ class WireChannel:
                 raise
             hint = self.transport.blocked_hint()
             raise TimeoutError(f"{method.name} got no answer within {timeout:g} s{hint}") from None
+
+    def _check_callable(self) -> None:
+        self.check_open()
+        if self._closing:
+            raise ChannelInvalidStateError(f"channel {self.number} is being closed")
 
     def _request(
         self,
@@ -473,6 +493,32 @@ class WireChannel:
         self._settle(delivery_tag, False, encode_reject(self.number, delivery_tag, requeue))
         return self._output.drain()
 
+    def settle_all(self, delivery_tags: Sequence[int], *, requeue: bool | None) -> Coroutine[Any, Any, None]:
+        """Settle *delivery_tags*, which ascend, by as few methods as it takes; takes effect at once.
+
+        Args:
+            delivery_tags: of this channel; what a ``multiple`` has settled already is passed over.
+            requeue: of ``basic.nack``; None for ``basic.ack``.
+
+        Raises:
+            DeliveryLost: this channel is gone; nothing is sent.
+        """
+        if self.error is not None:
+            raise self._lost()
+        together, apart = self._acks.split(delivery_tags)
+        if together and requeue is None:
+            if not self._acks.due:
+                self._output.before_flush(self._write_due_ack)
+            self._acks.save_up_to(together)
+        elif together:
+            self._settle(together, True, encode_nack(self.number, together, True, bool(requeue)))
+        for tag in apart:
+            if requeue is None:
+                self._settle(tag, False, encode_ack(self.number, tag, False))
+            else:
+                self._settle(tag, False, encode_nack(self.number, tag, False, requeue))
+        return self._output.drain()
+
     def requeue(self, delivery_tag: int) -> None:
         """Hand a delivery back, by whichever method the broker knows."""
         if self.server_supports("basic.nack"):
@@ -542,6 +588,8 @@ class WireChannel:
         if prefetch is not None and prefetch != self.prefetch:
             self._request(make(Basic.Qos, prefetch_count=prefetch))
         self._set_consumer(tag, consumer)
+        if no_ack or not self.prefetch:
+            self._unlimited.add(tag)
         self.cancelled.pop(tag, None)
         self._starting[tag] = self._loop.create_future()
         try:
@@ -620,6 +668,22 @@ class WireChannel:
             self._set_consumer(tag, _Requeuer(self, consumer.no_ack))
         self._request(make(Basic.Cancel, consumer_tag=consumer_tag), on_reply=self._when_cancelled(consumer_tag))
 
+    @property
+    def unlimited(self) -> Iterable[WireConsumer]:
+        """The consumers that get as much as the queue has: no prefetch, or none that counts for them."""
+        return [self._consumers[tag] for tag in self._unlimited]
+
+    @property
+    def has_idle_consumer(self) -> bool:
+        """Whether a consumer holds nothing."""
+        return any(not consumer.backlog for consumer in self._consumers.values())
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for a reply or a confirm."""
+        is_closing = self._close_ok is not None and not self._close_ok.done()
+        return is_closing or self._replies.is_awaited or self.publisher.is_awaited
+
     def begin_close(self) -> None:
         """Refuse calls and publishes and drop what is still delivered: the channel is about to be closed."""
         if self.error is not None:
@@ -637,6 +701,7 @@ class WireChannel:
 
     def _remove_consumer(self, tag: bytes) -> WireConsumer | None:
         self.consumers.pop(tag, None)
+        self._unlimited.discard(tag)
         return self._consumers.pop(tag, None)
 
     def _on_broker_cancel(self, method: Basic.Cancel) -> None:
@@ -653,14 +718,24 @@ class WireChannel:
     async def get(self, queue: str, no_ack: bool, timeout: float) -> Fetched | Basic.GetEmpty:
         """``basic.get``; a message that comes after the caller has gone is requeued."""
 
-        def give_back(result: Fetched | Basic.GetEmpty) -> None:
-            if isinstance(result, Fetched) and not no_ack:
-                self.requeue(result.get_ok.delivery_tag)
-
         result: Fetched | Basic.GetEmpty = await self.call(
-            make(Basic.Get, queue=queue, no_ack=no_ack), timeout, on_late=give_back
+            make(Basic.Get, queue=queue, no_ack=no_ack), timeout, on_late=None if no_ack else self.give_back
         )
         return result
+
+    def ask_for(self, queue: str, no_ack: bool) -> asyncio.Future[Fetched | Basic.GetEmpty]:
+        """The same without waiting; a message that comes when the future was cancelled is requeued.
+
+        Raises:
+            ChannelInvalidStateError: the channel is not open.
+        """
+        self._check_callable()
+        return self._request(make(Basic.Get, queue=queue, no_ack=no_ack), None, None if no_ack else self.give_back)
+
+    def give_back(self, fetched: Fetched | Basic.GetEmpty) -> None:
+        """Requeue what was fetched, if there is something, and the channel."""
+        if isinstance(fetched, Fetched) and self.error is None:
+            self.requeue(fetched.get_ok.delivery_tag)
 
     def close(self, error: Exception | None = None) -> None:
         """Close it, without waiting for anything; publishes that are not confirmed end as outcome unknown.
@@ -714,6 +789,7 @@ class WireChannel:
         self._starting.clear()
         consumers = list(self._consumers.values())
         self._consumers.clear()
+        self._unlimited.clear()
         self.consumers.clear()
         for pending in self._replies.take_all():
             fail(pending.reply, fresh(error))

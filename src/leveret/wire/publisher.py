@@ -316,9 +316,9 @@ class Publisher:
         return bool(self._held)
 
     @property
-    def is_waiting(self) -> bool:
-        """Whether publishes wait to be written, or for their confirms."""
-        return bool(self._held or self._confirms)
+    def is_awaited(self) -> bool:
+        """Whether somebody may wait for a publish."""
+        return bool(self._held) or any(not publish.done() for publish in self._confirms or ())
 
     async def settled(self, deadline: float) -> None:
         """Wait until every publish that somebody may wait for is settled, or until *deadline* in event loop time."""

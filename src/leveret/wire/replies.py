@@ -45,10 +45,6 @@ class Replies:
         self._in_order: deque[Pending] = deque()
         self._of_consumers: deque[Pending] = deque()
 
-    def __bool__(self) -> bool:
-        """Whether there are any."""
-        return bool(self._in_order or self._of_consumers)
-
     def add(self, pending: Pending) -> None:
         """A call was sent."""
         if isinstance(pending.method, Basic.Consume | Basic.Cancel):
@@ -77,6 +73,11 @@ class Replies:
     def take_get(self) -> Pending:
         """The ``basic.get`` that a message answers."""
         return self._in_order.popleft()
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for one."""
+        return any(not pending.reply.done() for pending in (*self._in_order, *self._of_consumers))
 
     def take_all(self) -> list[Pending]:
         """Every call; the channel is gone."""

@@ -6,11 +6,13 @@ never revived; reconnecting builds another.
 
 **Reading.** The socket reads into the decoder's buffer, which hands deliveries to consumers and every other
 frame to :meth:`Transport._on_frame`. No queue and no task stands between, so nothing here may block or raise.
+How fast it is read while consumers do not keep up is :class:`~leveret.wire.intake.Intake`'s.
 
 **Writing** is :class:`~leveret.wire.output.Output`'s.
 
 **Heartbeats.** One timer, no task. Any byte from the peer is life; silence over two intervals is death, and
-then the socket is aborted without a close handshake (AMQP 0-9-1 §4.2.7, rabbitmq.com/docs/heartbeats).
+then the socket is aborted without a close handshake (AMQP 0-9-1 §4.2.7, rabbitmq.com/docs/heartbeats). Silence
+counts only while the socket is being read.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ from leveret.types import FieldValue
 from leveret.url import ConnectionParameters
 from leveret.wire.codec import HEARTBEAT, HEARTBEAT_FRAME, METHOD, ContentSink, FrameDecoder
 from leveret.wire.handshake import PROTOCOL_HEADER, Handshake
+from leveret.wire.intake import Intake, Source
 from leveret.wire.methods import decode_method, encode_method, is_reply, make
 from leveret.wire.output import Output
 
@@ -72,8 +75,13 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-class TransportChannel(ContentSink, Protocol):
+class TransportChannel(ContentSink, Source, Protocol):
     """What the transport tells a channel; all of it is synchronous and raises ProtocolError at most."""
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for something that the broker is to say on it."""
+        ...
 
     def on_frame(self, kind: int, payload: bytes) -> None:
         """A frame for this channel."""
@@ -104,6 +112,7 @@ class Transport(asyncio.BufferedProtocol):
         self.blocked: str | None = None
         self.output = Output(parameters.operation_timeout)
         self.channels: dict[int, TransportChannel] = {}
+        self.intake = Intake(self.channels, self._is_awaited)
         self._loop = asyncio.get_running_loop()
         self._on_lost = on_lost
         self._on_blocked = on_blocked
@@ -203,6 +212,7 @@ class Transport(asyncio.BufferedProtocol):
             # Not TCP_USER_TIMEOUT: it also ends a connection whose peer is alive but does not read, as a broker
             # does that blocks publishers.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self.intake.start(self._socket)
         self.output.open(self._socket)
         self.output.write(PROTOCOL_HEADER)
 
@@ -292,6 +302,17 @@ class Transport(asyncio.BufferedProtocol):
             said_nothing_yet = self.state is State.CONNECTING and not self._handshake.server_properties
             explained = self._handshake.explain(exc.data) if said_nothing_yet and exc.data else None
             self._fail(explained or exc)
+        self.intake.on_read(nbytes)
+
+    def _is_awaited(self) -> bool:
+        """Whether somebody waits for something that the broker is to say."""
+        return (
+            self.state is not State.OPEN
+            or bool(self._replies)
+            or self.blocked is not None
+            or self.output.is_held
+            or any(channel.is_awaited for channel in self.channels.values())
+        )
 
     def eof_received(self) -> None:
         """The peer will send no more; what still waits to be sent to it would keep the socket open."""
@@ -424,7 +445,8 @@ class Transport(asyncio.BufferedProtocol):
 
     def _beat(self) -> None:
         now = self._loop.time()
-        silence = now - self._last_read
+        # While we do not read ourselves, the peer cannot be heard; afterwards it has its time again.
+        silence = now - max(self._last_read, self.intake.changed) if self.intake.is_open else 0.0
         if (late := now - self._beat_due) > _STALL:
             _log.warning("the event loop stood still for %.1f s: something blocks it, and heartbeats wait for it", late)
         if silence < 2 * self.heartbeat:
@@ -600,6 +622,7 @@ class Transport(asyncio.BufferedProtocol):
         self.state = State.CLOSED
         self.error = error
         self._decoder.stop()
+        self.intake.stop()
         for timer in (self._stage_timer, self._heartbeat_timer):
             if timer is not None:
                 timer.cancel()
