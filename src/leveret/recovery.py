@@ -256,7 +256,6 @@ class Recovery:
                     raise
                 await asyncio.sleep(max(pause, _MIN_PAUSE))
             else:
-                transport.reserve_last_number()  # for the channel that restores
                 self.transport = transport
                 self._ready_at = None
                 self._read_inbox()  # it is about the link before

@@ -233,10 +233,14 @@ class Registry:
 
     def may_try(self, key: Key) -> bool:
         """Whether it is in no trouble, or its pause is over; before all is settled, each has one attempt."""
-        return not (self._is_settling and self._was_tried(key)) and self._troubles.may_try(key)
+        trouble = self._troubles.get(key)
+        if trouble is None:
+            return True
+        was_refused = trouble.at >= self._linked_at and not trouble.is_loss
+        return not (self._is_settling and was_refused) and self._troubles.may_try(key)
 
     def _was_tried(self, key: Key) -> bool:
-        """Whether it is in trouble on this link."""
+        """Whether it got into trouble on this link."""
         trouble = self._troubles.get(key)
         return trouble is not None and trouble.at >= self._linked_at
 
@@ -271,10 +275,14 @@ class Registry:
         """Whether all was tried: it is true, or in trouble, or needs what is."""
         if any(self.plan()):
             return False
-        return all(
-            not self.missing(channel) if channel.is_live else any(map(self._was_tried, self._needed_by(channel)))
-            for channel in self._channels()
-        )
+        for channel in self._channels():
+            needed = self._needed_by(channel)
+            if channel.is_live:
+                if self.missing(channel) and all(map(self.may_try, needed)):
+                    return False
+            elif not any(map(self._was_tried, needed)):
+                return False
+        return True
 
     def next_due(self, after: float) -> float:
         """When the first attempt after that moment is due, in event loop time; ``math.inf`` if there is none."""

@@ -11,13 +11,21 @@ each other: a broker that owes one an answer keeps no other waiting.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-from collections.abc import Callable, Iterable
-from typing import Protocol, TypeAlias
+import math
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol, TypeAlias, TypeVar
 
 from pamqp.base import Frame
 
-from leveret.exceptions import AMQPConnectionError, ChannelClosed, ChannelNotFoundEntity, ConnectionClosed
+from leveret.exceptions import (
+    AMQPConnectionError,
+    ChannelClosed,
+    ChannelLimitReached,
+    ChannelNotFoundEntity,
+    ConnectionClosed,
+)
 from leveret.log import get_logger
 from leveret.records import ConsumerRecord, Entity, Key, QueueRecord, Record, queue_key
 from leveret.registry import Registry, RestorableChannel
@@ -28,10 +36,14 @@ from leveret.wire.transport import Transport
 
 _log = get_logger(__name__)
 
+T = TypeVar("T")
+
 _STEP = 10.0
 """Seconds for each answer of the broker."""
 _CONSUME = 5.0
 """Seconds for a consume-ok: a queue without a leader may owe it for long, and its channel waits for it."""
+_PATIENCE = 1.0
+"""Seconds for the answer to a declaration, at first; a queue without a leader may owe it for long."""
 _PIPELINE = 25
 """Declarations that are sent ahead of their answers."""
 
@@ -68,32 +80,50 @@ ChannelsOf: TypeAlias = Callable[[], Iterable[WiredChannel]]
 class _Private:
     """A channel of our own on one link: opened when it is needed, and again after a refusal has closed it.
 
+    Args:
+        transport: the link.
+        lend: gives a channel of the user's, for when they have all that there are. A refusal closes that one, but
+            it comes back, and what is missing would not.
+
     Attributes:
         is_trying: whether consumers are tried out on it: they consume until it is closed.
+        is_borrowed: whether it is the user's.
     """
 
     on_return_raises = False
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, lend: Callable[[], WireChannel | None]) -> None:
         self.transport = transport
-        self.is_trying = False
+        self.is_trying = self.is_borrowed = False
+        self._lend = lend
         self._wire: WireChannel | None = None
 
     async def wire(self) -> WireChannel:
         if self._wire is None or not self._wire.is_open:
-            transport = self.transport
-            self.is_trying = False
-            self._wire = await WireChannel.open(
-                transport, self, number=transport.spare_number(), publisher_confirms=False, timeout=_STEP
-            )
+            self.is_trying = self.is_borrowed = False
+            try:
+                self._wire = await self._open()
+            except ChannelLimitReached:
+                self._wire = self._lend()
+                if self._wire is None:
+                    raise
+                self.is_borrowed = True
         return self._wire
+
+    async def _open(self) -> WireChannel:
+        transport = self.transport
+        number = transport.spare_number()
+        opening = WireChannel.open(transport, self, number=number, publisher_confirms=False, timeout=math.inf)
+        return await _answered(opening, _STEP, transport)
 
     async def close(self, needed: int = 0) -> None:
         """Close it; where so many channels of the user's need its number too, wait until that is free."""
-        if self._wire is not None:
-            self._wire.close()
-            if needed >= self.transport.channel_max:
-                await self._wire.wait_closed(asyncio.get_running_loop().time() + _STEP)
+        wire, self._wire = self._wire, None
+        if wire is None or self.is_borrowed:
+            return
+        wire.close()
+        if needed >= self.transport.channel_max:
+            await wire.wait_closed(asyncio.get_running_loop().time() + _STEP)
 
     def on_returned(self, *_: object) -> None: ...
 
@@ -156,7 +186,7 @@ class Restorer:
             Whether everything was tried that is due.
         """
         if self._private is None or self._private.transport is not transport:
-            self._private = _Private(transport)
+            self._private = _Private(transport, functools.partial(self._lend, transport))
         private = self._private
         try:
             all_were_tried = True
@@ -172,6 +202,9 @@ class Restorer:
             if not self._busy:  # else those that are tried out keep auto-delete queues alive
                 await private.close()
 
+    def _lend(self, transport: Transport) -> WireChannel | None:
+        return next((channel.wire for channel in self._channels() if channel.is_open_on(transport)), None)
+
     # ------------------------------------------------------------------------------------- exchanges and queues
 
     async def _declare(self, private: _Private, steps: list[tuple[Record, Frame]]) -> bool:
@@ -181,9 +214,9 @@ class Restorer:
             Whether all were tried: not while an answer is missing.
         """
         transport = private.transport
+        steps.sort(key=lambda step: self._patience(step[0]))
         while steps and transport.is_open:
             steps = [step for step in steps if step[0].key in self._registry]
-            batch = steps[:_PIPELINE]
             try:
                 wire = await private.wire()
             except Exception as exc:
@@ -191,25 +224,41 @@ class Restorer:
                 for record, _ in steps:
                     self._blame(record, transport, exc)
                 return True
-            replies = await asyncio.gather(*(wire.call(frame, _STEP) for _, frame in batch), return_exceptions=True)
-            for (record, _), reply in zip(batch, replies, strict=True):
-                del steps[0]
-                if isinstance(reply, BaseException):
-                    # The first that failed is to blame. Those behind it were not looked at, or have to wait.
-                    await private.close()
-                    if (frame := self._registry.replacement(record, reply)) is not None:
-                        steps.insert(0, (record, frame))
+            batch = steps[:_PIPELINE]
+            calls = [asyncio.ensure_future(wire.call(frame, math.inf)) for _, frame in batch]
+            try:
+                for (record, _), call in zip(batch, calls, strict=True):
+                    del steps[0]
+                    try:
+                        self._on_answer(record, await _answered(call, self._patience(record), transport))
+                    except Exception as exc:
+                        # It is to blame. Those behind it were not looked at, or have to wait.
+                        await private.close()
+                        if (frame := self._registry.replacement(record, exc)) is not None:
+                            steps.insert(0, (record, frame))
+                            break
+                        self._blame(record, transport, exc)
+                        if isinstance(exc, TimeoutError):  # first those who do not depend on it
+                            self._wake.set()
+                            return False
                         break
-                    self._blame(record, transport, reply)
-                    if isinstance(reply, TimeoutError):  # first those who do not depend on it
-                        self._wake.set()
-                        return False
-                    break
-                if isinstance(record, ConsumerRecord):
-                    self._checked.add(record.key)
-                elif record.key in self._registry and isinstance(record, Entity):
-                    self._on_declared(record, reply)
+            finally:
+                for call in calls:
+                    call.cancel()
+                await asyncio.gather(*calls, return_exceptions=True)
         return True
+
+    def _patience(self, record: Record) -> float:
+        """Seconds for its answer: not many at first, as others wait behind it, but more each time that it owes one."""
+        trouble = self._registry.trouble(record.key)
+        silences = trouble.attempts if trouble is not None and isinstance(trouble.error, TimeoutError) else 0
+        return min(_STEP, _PATIENCE * 2.0 ** min(silences, 10))
+
+    def _on_answer(self, record: Record, reply: object) -> None:
+        if isinstance(record, ConsumerRecord):
+            self._checked.add(record.key)
+        elif record.key in self._registry and isinstance(record, Entity):
+            self._on_declared(record, reply)
 
     def _on_declared(self, record: Entity, reply: object) -> None:
         old_name = record.name if isinstance(record, QueueRecord) else ""
@@ -249,9 +298,12 @@ class Restorer:
             return  # each channel has its own
         try:
             wire = await private.wire()
-            await wire.try_consume(
-                record.queue, exclusive=record.exclusive, arguments=record.arguments, timeout=_CONSUME
+            if private.is_borrowed:
+                return  # that is no better than the user's own
+            trying = wire.try_consume(
+                record.queue, exclusive=record.exclusive, arguments=record.arguments, timeout=math.inf
             )
+            await _answered(trying, _CONSUME, private.transport)
         except Exception as exc:
             self._blame(record, private.transport, exc)
             await private.close()
@@ -285,10 +337,10 @@ class Restorer:
     async def _restore_channel(self, channel: WiredChannel, transport: Transport) -> None:
         """A wire, prefetch, consumers; then let those go on who wait for it."""
         if not channel.is_open_on(transport):
-            wire = await channel.open_on(transport, _STEP)
+            wire = await _answered(channel.open_on(transport, math.inf), _STEP, transport)
             for qos in self._registry.qos(channel):
                 try:
-                    await wire.call(qos.method(), _STEP)
+                    await _answered(wire.call(qos.method(), math.inf), _STEP, transport)
                 except Exception as exc:  # its consumers would get too much: the whole channel has to wait
                     self._blame(qos, transport, exc)
                     wire.close()
@@ -312,7 +364,7 @@ class Restorer:
             if not is_checked or not self._registry.is_missing(record, channel):
                 continue
             try:
-                await channel.resubscribe(record, _CONSUME)
+                await _answered(channel.resubscribe(record, math.inf), _CONSUME, transport)
             except Exception as exc:
                 none_was_refused = False
                 self._blame(record, transport, exc)
@@ -341,13 +393,34 @@ class Restorer:
                 self._wake.set()
 
     def _log_refusal(self, trouble: Trouble) -> None:
-        level = logging.WARNING if trouble.attempts == 1 else logging.INFO
+        is_slow = isinstance(trouble.error, TimeoutError)
+        level = logging.WARNING if trouble.attempts == (3 if is_slow else 1) else logging.INFO
         pause = trouble.due - trouble.at
         _log.log(level, "%s: cannot restore %s; next attempt in %.1f s", self._owner, trouble, pause)
 
 
+async def _answered(call: Awaitable[T], seconds: float, transport: Transport) -> T:
+    """What the broker answers.
+
+    Raises:
+        TimeoutError: nothing within so many seconds; while it blocks the connection it does not read, and they do not
+            count.
+    """
+    task = asyncio.ensure_future(call)
+    try:
+        while not task.done():
+            was_blocked = transport.blocked is not None
+            await asyncio.wait({task}, timeout=seconds)
+            if not task.done() and not was_blocked and transport.blocked is None:
+                raise TimeoutError(f"the broker did not answer within {seconds:g} s")
+    finally:
+        if task.cancel():
+            await asyncio.wait({task})
+    return task.result()
+
+
 def _on_no_channel(transport: Transport, error: Exception) -> None:
-    if isinstance(error, TimeoutError) and transport.blocked is None:  # a sound link always can
+    if isinstance(error, TimeoutError):  # a sound link always can
         transport.abort(AMQPConnectionError(f"the broker opens no channel: {error}"))
 
 

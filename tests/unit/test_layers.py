@@ -202,6 +202,7 @@ LINES = {
 }
 ASKED_WHY = {
     "callbacks": (240, "half of it is docstrings; chained and weak callbacks"),
+    "channel": (720, "half of it is docstrings: what users declare, and the hooks that a robust channel changes"),
     "message": (730, "what settles several at once is about their private state"),
     "wire.channel": (800, "half a dozen small hooks, for fetching, batches and intake; calls and consumers might part"),
     "url": (410, "three dialects of parameters, each with its reader; several hosts"),

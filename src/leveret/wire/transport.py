@@ -60,8 +60,6 @@ E = TypeVar("E", bound=Exception)
 
 _STALL = 1.0
 """Seconds that a timer may be late before it is told: the event loop was blocked."""
-_SPARE_FROM = 16
-"""So many channels are enough that one can be kept."""
 _LAST_WORDS = 1.0
 """Seconds that a close frame may take to leave before the socket is aborted."""
 
@@ -130,7 +128,6 @@ class Transport(asyncio.BufferedProtocol):
         self._suspected = False
 
         self._last_number = 0
-        self.reserved = 0
         self._used_numbers: set[int] = set()
         self._replies: deque[tuple[Frame, asyncio.Future[Frame]]] = deque()
         self._close_ok: asyncio.Future[None] | None = None
@@ -482,14 +479,10 @@ class Transport(asyncio.BufferedProtocol):
         if self.state is not State.OPEN:
             raise ChannelInvalidStateError("the connection is not open") from self.error
         if number is None:
-            is_one_kept = self.reserved != 0 and self.reserved not in self.channels
-            if len(self.channels) >= self.channel_max - is_one_kept:
-                kept = ", and the last one is for recovery" if is_one_kept else ""
-                raise ChannelLimitReached(
-                    f"all {len(self.channels)} channels of the connection are in use (channel_max{kept})"
-                )
+            if len(self.channels) >= self.channel_max:
+                raise ChannelLimitReached(f"all {self.channel_max} channels of the connection are in use (channel_max)")
             number = self._last_number % self.channel_max + 1
-            while number in self.channels or number == self.reserved:
+            while number in self.channels:
                 number = number % self.channel_max + 1
             self._last_number = number
         elif number in self.channels:
@@ -499,10 +492,6 @@ class Transport(asyncio.BufferedProtocol):
         self.channels[number] = channel
         self._used_numbers.add(number)
         return number
-
-    def reserve_last_number(self) -> None:
-        """Give the last number only to who asks for it by name, unless there are so few that each is wanted."""
-        self.reserved = self.channel_max if self.channel_max >= _SPARE_FROM else 0
 
     def spare_number(self) -> int | None:
         """For a channel of leveret's own: the last one, as users ask for the first; None where that is taken."""
