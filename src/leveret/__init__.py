@@ -5,7 +5,9 @@ from leveret._version import __version__
 from leveret.callbacks import CallbackCollection
 from leveret.channel import Channel
 from leveret.connection import Connection, connect
+from leveret.consuming import Consumer
 from leveret.credentials import Credentials
+from leveret.draining import DrainReport
 from leveret.exceptions import AMQPException, MessageProcessError
 from leveret.exchange import Exchange
 from leveret.iterator import QueueIterator
@@ -16,25 +18,33 @@ from leveret.queue import Queue
 from leveret.retry import RetryPolicy
 from leveret.robust import RobustConnection, connect_robust
 from leveret.robust_channel import RobustChannel, RobustExchange, RobustQueue
+from leveret.settling import Ack, Nack, Reject, Requeue, Verdict
+from leveret.signals import run_until_signalled
 from leveret.transaction import Transaction
 from leveret.types import DeliveryMode, ExchangeType
 
 __all__ = [
     "AMQPException",
+    "Ack",
     "CallbackCollection",
     "Channel",
     "Connection",
     "ConnectionState",
+    "Consumer",
     "Credentials",
     "DeliveryMode",
+    "DrainReport",
     "Exchange",
     "ExchangeType",
     "Health",
     "IncomingMessage",
     "Message",
     "MessageProcessError",
+    "Nack",
     "Queue",
     "QueueIterator",
+    "Reject",
+    "Requeue",
     "RetryPolicy",
     "ReturnedMessage",
     "RobustChannel",
@@ -42,9 +52,11 @@ __all__ = [
     "RobustExchange",
     "RobustQueue",
     "Transaction",
+    "Verdict",
     "__version__",
     "connect",
     "connect_robust",
     "exceptions",
     "logger",
+    "run_until_signalled",
 ]

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leveret.consumer import OnCancelled, check_on_cancelled, check_prefetch, give_back, is_normal
+from leveret.draining import DrainReport, wait_until
 from leveret.exceptions import ChannelInvalidStateError, Closed, ConsumerCancelled, fresh
 from leveret.log import get_logger, printable
 from leveret.message import IncomingMessage
@@ -84,6 +85,14 @@ class QueueIterator:
         self._error: Exception | None = None
         self._closed = False
         self._given_back = False
+        # From here on: for draining.
+        self._user: asyncio.Task[Any] | None = None  # the one that iterates, as far as we know
+        self._handed: IncomingMessage | None = None  # what it works on
+        self._back: asyncio.Future[object] | None = None  # it asked for the next
+        self._stopping: asyncio.Task[None] | None = None
+        self._parked: deque[IncomingMessage] = deque()
+        self._in_hand: IncomingMessage | None = None  # what the user worked on when it was stopped
+        self._requeued = self._lost = 0
 
     def __repr__(self) -> str:
         return f"<QueueIterator: queue={self._queue.name!r} consumer_tag={self.consumer_tag!r}>"
@@ -99,6 +108,8 @@ class QueueIterator:
             if self._is_consuming or self._closed:
                 return
             channel = self._queue.channel
+            channel.consumers.add(self)
+            self._user = asyncio.current_task()
             tag = self._requested_tag or channel.new_consumer_tag()
             record = ConsumerRecord(
                 channel=channel.key,
@@ -131,6 +142,8 @@ class QueueIterator:
         )
         if len(self._messages) == 1:
             self._arrived.set()
+            if self._stopping is not None:
+                self._park()
             if self._given_back:  # close() was cancelled before the broker's answer
                 self._give_back()
 
@@ -170,7 +183,10 @@ class QueueIterator:
         not handed out is dropped, because the broker delivers it again.
         """
         if (message := self._next()) is not None:
+            self._handed = message
             return message
+        self._user = asyncio.current_task()
+        self._is_back()
         async with asyncio.timeout(self._timeout):
             if not self._is_consuming:
                 await self.consume()
@@ -181,6 +197,7 @@ class QueueIterator:
                     raise fresh(self._error)
                 self._arrived.clear()
                 await self._arrived.wait()
+        self._handed = message
         return message
 
     def _next(self) -> IncomingMessage | None:
@@ -203,6 +220,10 @@ class QueueIterator:
 
         Idempotent, and bounded by DEFAULT_CLOSE_TIMEOUT seconds; on a channel that is gone there is nothing to do.
         """
+        self._is_back()
+        await self._close()
+
+    async def _close(self) -> None:
         if self._closed:
             return
         self._closed = True
@@ -221,4 +242,80 @@ class QueueIterator:
         self._given_back = True
         if self.no_ack and self._messages:
             _log.warning("%r: %d messages were not handed out, and are gone (no_ack)", self, len(self._messages))
+            self._lost += len(self._messages)
+        self._requeued += give_back(self._parked)
         self.on_abandoned()
+
+    # ------------------------------------------------------------------- when the channel or connection is drained
+
+    @property
+    def report(self) -> DrainReport:
+        """What became of its messages since it was stopped."""
+        is_drained = self._in_hand is not None and self._in_hand.processed
+        comes_again = self._in_hand is not None and not is_drained
+        return DrainReport(is_drained, self._requeued + comes_again, self._lost)
+
+    @property
+    def complaint(self) -> str | None:
+        """Whoever iterates knows what failed."""
+        return None
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether the user works on a message that it may still settle."""
+        handed = self._handed
+        return handed is not None and handed.is_live and not handed.processed
+
+    def _is_back(self) -> None:
+        """The user asks for the next, or for none any more."""
+        self._handed = None
+        self._tell_back()
+
+    def _tell_back(self) -> None:
+        if self._back is not None and not self._back.done():
+            self._back.set_result(None)
+
+    def _park(self) -> None:
+        """Hand out nothing more, unless it would be lost."""
+        if not self.no_ack:
+            self._parked.extend(self._messages)
+            self._messages.clear()
+
+    def begin_stop(self, deadline: float) -> None:
+        """Close it, and hand out nothing more."""
+        if self._stopping is not None or self._closed:
+            return
+        self._in_hand = self._handed if self._is_busy else None
+        self._park()
+        loop = asyncio.get_running_loop()
+        self._stopping = task = asyncio.Task(self._close(), loop=loop, name=f"leveret stops {self!r}")
+        tasks = self._queue.channel.handler_tasks
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        if self._wire is not None:
+            self._wire.watch(self._tell_back)
+
+    def enter(self, task: asyncio.Task[Any]) -> None:
+        """Whoever iterates does not wait for itself."""
+        if task is self._user:
+            self._is_back()
+
+    def leave(self, task: asyncio.Task[Any]) -> None:
+        """There is nothing to undo: it is closed."""
+
+    async def until_idle(self, deadline: float) -> None:
+        """Wait until the user has settled what it works on, or asks for the next.
+
+        It never raises, and waits until *deadline* in event loop time at most.
+        """
+        if self._is_busy:
+            self._back = self._back or asyncio.get_running_loop().create_future()
+            await wait_until([self._back], deadline)
+
+    def cut_short(self) -> None:
+        """The user's task is not ours to cancel."""
+
+    async def until_stopped(self, deadline: float) -> None:
+        """Wait until it is closed; until *deadline* at most. It never raises."""
+        if self._stopping is not None:
+            await wait_until([self._stopping], deadline)

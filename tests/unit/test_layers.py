@@ -37,13 +37,20 @@ MAP: dict[str, set[str]] = {
     "wire.transport": {"wire.codec", "wire.methods", "wire.handshake", "wire.tls", "url", "outcome"},
     "wire.channel": {"wire.transport", "wire.codec", "wire.methods", "wire.confirms", "outcome"},
     "message": {"wire.codec", "outcome"},
-    "consumer": {"message"},
+    "consumer": {"message", "draining", "failures", "handlers", "settling"},
+    "handlers": {"message", "draining"},
+    "consuming": {"message", "consumer", "draining", "failures", "records", "settling", "threads"},
+    "settling": {"message"},
+    "failures": {"message", "settling"},
+    "threads": {"message"},
+    "draining": set(),
+    "signals": {"draining"},
     "exchange": {"message", "consumer", "outcome"},
-    "iterator": {"message", "consumer", "records"},
-    "queue": {"message", "consumer", "iterator"},
+    "iterator": {"message", "consumer", "draining", "records"},
+    "queue": {"message", "consumer", "consuming", "failures", "iterator"},
     "transaction": {"message", "consumer"},
-    "channel": {"exchange", "queue", "transaction", "message", "consumer", "wire.channel", "wire.transport"},
-    "connection": {"channel", "exchange", "queue", "wire.channel", "wire.transport"},
+    "channel": {"exchange", "queue", "transaction", "message", "consumer", "draining", "wire.channel"},
+    "connection": {"channel", "draining", "exchange", "queue", "wire.channel", "wire.transport"},
 }
 
 # Files that the map does not have: parts of wire/channel.py and wire/transport.py, split off to keep those readable.
@@ -87,7 +94,7 @@ MAP |= {
 }
 for handle in ("exchange", "queue", "consumer", "channel"):
     MAP[handle] |= {"records"}
-MAP["channel"] |= {"wire.outgoing"}
+MAP["channel"] |= {"wire.outgoing", "wire.transport"}
 MAP["connection"] |= {"lifecycle"}
 MAP["wire.publisher"] |= {"wire.outgoing"}
 MAP["wire.channel"] |= {"wire.acks", "wire.content", "wire.output", "wire.publisher", "wire.replies"}
@@ -122,6 +129,7 @@ BEYOND_THE_MAP: dict[str, dict[str, str]] = {
 
 ASYNCIO = {"callbacks", "outcome", "consumer", "iterator", "channel", "connection", "wire.transport", "wire.channel"}
 ASYNCIO |= {"recovery", "robust", "robust_channel", "credentials", "hosts", "wire.waiting", "wire.outgoing"}
+ASYNCIO |= {"draining", "failures", "handlers", "signals", "threads"}
 ASYNCIO |= {"wire.publisher", "wire.output", "wire.replies"}  # replies: for the type Future only, see below
 ASYNCIO_NAMES = {"exceptions": {"QueueEmpty"}}
 """Modules that know nothing of asyncio but these names, for the bases of errors."""
@@ -142,19 +150,26 @@ LINES = {
     "wire.handshake": 260,
     "wire.tls": 100,
     "wire.transport": 450,
-    "wire.channel": 450,
+    "wire.channel": 480,
     "wire.acks": 80,
     "wire.content": 100,
     "wire.publisher": 250,
     "wire.output": 150,
     "wire.replies": 90,
     "message": 420,
-    "consumer": 200,
-    "iterator": 200,
+    "consumer": 260,
+    "handlers": 140,
+    "consuming": 200,
+    "settling": 120,
+    "failures": 160,
+    "threads": 60,
+    "draining": 160,
+    "signals": 120,
+    "iterator": 210,
     "exchange": 280,
     "queue": 360,
     "transaction": 90,
-    "channel": 420,
+    "channel": 440,
     "connection": 340,
     "wire.waiting": 130,
     "wire.outgoing": 120,
