@@ -6,7 +6,9 @@ from leveret.batches import Batch, BatchIterator
 from leveret.callbacks import CallbackCollection
 from leveret.channel import Channel
 from leveret.connection import Connection, connect
+from leveret.consuming import Consumer
 from leveret.credentials import Credentials
+from leveret.draining import DrainReport
 from leveret.exceptions import AMQPException, MessageProcessError
 from leveret.exchange import Exchange
 from leveret.iterator import QueueIterator
@@ -19,19 +21,24 @@ from leveret.report import PublishFailure, PublishReport
 from leveret.retry import RetryPolicy
 from leveret.robust import RobustConnection, connect_robust
 from leveret.robust_channel import RobustChannel, RobustExchange, RobustQueue
+from leveret.settling import Ack, Nack, Reject, Requeue, Verdict
+from leveret.signals import run_until_signalled
 from leveret.transaction import Transaction
 from leveret.types import DeliveryMode, ExchangeType
 
 __all__ = [
     "AMQPException",
+    "Ack",
     "Batch",
     "BatchIterator",
     "CallbackCollection",
     "Channel",
     "Connection",
     "ConnectionState",
+    "Consumer",
     "Credentials",
     "DeliveryMode",
+    "DrainReport",
     "Exchange",
     "ExchangeType",
     "Health",
@@ -39,10 +46,13 @@ __all__ = [
     "Message",
     "MessageProcessError",
     "MessageRetry",
+    "Nack",
     "PublishFailure",
     "PublishReport",
     "Queue",
     "QueueIterator",
+    "Reject",
+    "Requeue",
     "RetryPolicy",
     "ReturnedMessage",
     "RobustChannel",
@@ -50,9 +60,11 @@ __all__ = [
     "RobustExchange",
     "RobustQueue",
     "Transaction",
+    "Verdict",
     "__version__",
     "connect",
     "connect_robust",
     "exceptions",
     "logger",
+    "run_until_signalled",
 ]

@@ -261,6 +261,7 @@ class BatchIterator(QueueConsumer):
         not handed out is dropped, because the broker delivers it again.
         """
         if not (count := self._count()):
+            self._is_back()
             if not self._is_consuming:
                 await self.consume()
             while not (count := self._count()):
@@ -273,6 +274,7 @@ class BatchIterator(QueueConsumer):
         messages = self._messages
         batch = Batch([messages.popleft() for _ in range(count)])
         self._start_clock()  # for what is left over
+        self._handed = batch
         return batch
 
     def _start_clock(self) -> None:

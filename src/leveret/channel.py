@@ -7,8 +7,9 @@ import contextlib
 import dataclasses
 import itertools
 import secrets
+import weakref
 from collections.abc import Callable, Coroutine, Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from pamqp.base import Frame
 from pamqp.commands import Basic
@@ -18,6 +19,7 @@ from pamqp.commands import Queue as QueueMethods
 
 from leveret.callbacks import CallbackCollection
 from leveret.consumer import Attach, OnCancelled, check_prefetch
+from leveret.draining import Drainable, DrainReport, check_drain, drain_for
 from leveret.exceptions import ChannelClosed, ChannelInvalidStateError, ConsumerCancelled
 from leveret.exchange import Exchange
 from leveret.log import get_logger, printable
@@ -67,6 +69,7 @@ class Channel:
             ``prefetch`` of its own; 0 for no limit.
         key: tells it from the other channels of this process, in records of what was declared and consumed.
         handler_tasks: callbacks that run.
+        consumers: what consumes on it, or did, and somebody still holds.
         in_transaction: whether a transaction has begun on it and was not ended.
         write_publish: how exchanges publish on it, for as long as it is as it is now.
 
@@ -95,6 +98,7 @@ class Channel:
         self.key = next(_keys)
         self.write_publish: Callable[..., Coroutine[Any, Any, Any]] = self._refuse_publish
         self.handler_tasks: set[asyncio.Task[None]] = set()
+        self.consumers: weakref.WeakSet[Drainable] = weakref.WeakSet()
         self.in_transaction = False
         self._connection = connection
         self._requested_number = channel_number
@@ -163,19 +167,43 @@ class Channel:
             self._closed = asyncio.get_running_loop().create_future()
         self._connection.adopt(self)
 
-    async def close(self, exc: BaseException | None = None, *, timeout: float = CLOSE_TIMEOUT) -> None:
+    @overload
+    async def close(self, exc: BaseException | None = None, *, timeout: float = ..., drain: None = None) -> None: ...
+
+    @overload
+    async def close(self, exc: BaseException | None = None, *, timeout: float = ..., drain: float) -> DrainReport: ...
+
+    async def close(
+        self, exc: BaseException | None = None, *, timeout: float = CLOSE_TIMEOUT, drain: float | None = None
+    ) -> DrainReport | None:
         """Close it: end its callbacks, wait for outstanding confirms, shake hands.
 
-        Callbacks that still run are cancelled, and their messages requeued by the broker. Publishes that are not
-        confirmed by the deadline end as PublishOutcomeUnknown. It never raises and never takes longer than
-        *timeout*; closing what is closed does nothing.
+        Without *drain*, callbacks that still run are cancelled, and their messages requeued by the broker. With it,
+        all consumers are stopped first, as by :meth:`Consumer.stop`; what a callback awaits on this channel works as
+        before until it ends. Publishes that are not confirmed by the deadline end as PublishOutcomeUnknown. It
+        never takes longer than *drain* and *timeout* together; closing what is closed does nothing.
 
         Args:
             exc: as in aio-pika; it changes nothing.
-            timeout: seconds.
+            timeout: seconds for all but *drain*.
+            drain: seconds that callbacks get to end by themselves; whoever iterates, too, to settle the message at
+                hand. None to cancel them at once.
 
-        Cancellation: it is closed without waiting for the broker's answer.
+        Returns:
+            What became of the work at hand, with *drain*; otherwise None.
+
+        Raises:
+            ValueError: *drain* is negative.
+
+        Cancellation: it is closed without waiting for anything.
         """
+        if drain is None:
+            await self._close(timeout)
+            return None
+        check_drain(drain)
+        return await drain_for(lambda: self.consumers, self._close, drain, timeout)
+
+    async def _close(self, timeout: float) -> None:
         wire = self._wire
         if wire is None or (self._closed.done() and not self.handler_tasks):
             return
@@ -223,11 +251,11 @@ class Channel:
 
     @property
     def complaints(self) -> list[str]:
-        """What is wrong with publishing on it, as far as the broker lets us know."""
+        """What is wrong with publishing and consuming on it, as far as we know."""
         if self._wire is None or not self._wire.is_open:
             return []
         publisher = self._wire.publisher
-        complaints: list[str] = []
+        complaints = [text for consumer in self.consumers if (text := consumer.complaint) is not None]
         if overdue := publisher.unconfirmed_too_long:
             complaints.append(f"channel {self}: {overdue} confirms are overdue")
         if publisher.nacked_in_a_row >= MANY_NACKS:
@@ -429,6 +457,10 @@ class Channel:
             ChannelInvalidStateError, ChannelClosed, ConnectionClosed, TimeoutError, ValueError: as :meth:`call`.
         """
         return await self.wire.cancel(consumer_tag, self.seconds(timeout), nowait=nowait)
+
+    def is_subscribed(self, consumer: WireConsumer) -> bool:
+        """Whether *consumer* gets messages, or will when the channel is back."""
+        return self._wire is not None and self._wire.has_consumer(consumer)
 
     # --------------------------------------------------------------------------------------------- declaring
 

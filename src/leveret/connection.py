@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import ssl as ssl_module
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -13,6 +14,7 @@ from yarl import URL
 
 from leveret.callbacks import CallbackCollection
 from leveret.channel import CLOSE_TIMEOUT, Channel
+from leveret.draining import Drainable, DrainReport, check_drain, drain_for
 from leveret.exceptions import ChannelInvalidStateError, ConnectionClosed, ConnectTimeout, fresh
 from leveret.lifecycle import Health
 from leveret.log import get_logger, printable
@@ -131,19 +133,50 @@ class Connection:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def close(self, exc: BaseException | None = None, *, timeout: float = CLOSE_TIMEOUT) -> None:
+    @overload
+    async def close(self, exc: BaseException | None = None, *, timeout: float = ..., drain: None = None) -> None: ...
+
+    @overload
+    async def close(self, exc: BaseException | None = None, *, timeout: float = ..., drain: float) -> DrainReport: ...
+
+    async def close(
+        self, exc: BaseException | None = None, *, timeout: float = CLOSE_TIMEOUT, drain: float | None = None
+    ) -> DrainReport | None:
         """Close it: end the callbacks, wait for outstanding confirms, shake hands.
 
-        Callbacks that still run are cancelled, and their messages requeued. Publishes that are not confirmed by the
-        deadline end as PublishOutcomeUnknown. It never raises and never takes longer than *timeout*, whatever the
-        broker does, and may be called at any time, in any state, again, and from inside a callback.
+        Without *drain*, callbacks that still run are cancelled, and their messages requeued. With it, the consumers
+        of all channels are stopped first, as by :meth:`Consumer.stop`; what a callback awaits on this connection works
+        as before until it ends. Publishes that are not confirmed by the deadline end as PublishOutcomeUnknown. It
+        never takes longer than *drain* and *timeout* together, whatever the broker does, and may be called at any
+        time, in any state, again, and from inside a callback. Called without *drain* while another call drains, it
+        ends that.
 
         Args:
             exc: what ``close_callbacks`` and those who wait on the connection get; None for a ConnectionClosed.
-            timeout: seconds.
+            timeout: seconds for all but *drain*.
+            drain: seconds that callbacks get to end by themselves; whoever iterates, too, to settle the message at
+                hand. None to cancel them at once.
+
+        Returns:
+            What became of the work at hand, with *drain*; otherwise None.
+
+        Raises:
+            ValueError: *drain* is negative.
 
         Cancellation: the socket is closed at once.
+
+        Reconnect: while the link is lost there is nothing to wait for, because what was not settled comes again.
         """
+        if drain is None:
+            await self._close(exc, timeout)
+            return None
+        check_drain(drain)
+        return await drain_for(self._consumers, functools.partial(self._close, exc), drain, timeout)
+
+    def _consumers(self) -> list[Drainable]:
+        return [consumer for channel in self._channels for consumer in channel.consumers]
+
+    async def _close(self, exc: BaseException | None, timeout: float) -> None:
         first = not self._close_called
         self._close_called = True
         deadline = self.loop.time() + timeout

@@ -2,13 +2,18 @@
 
 They run in order of arrival, without a task of their own as long as they do not wait. A *runner* task starts them
 one after another; when one suspends, the runner becomes that callback's task to its end (so ``current_task()``,
-``timeout()`` and cancellation mean what they should), and a new runner takes over the rest. Every callback has a copy
-of the context that ``consume()`` was called in, so context variables do not leak from one into another.
+``timeout()`` and cancellation mean what they should), and a new runner takes over the rest, unless as many callbacks
+run as may. Every callback has a copy of the context that ``consume()`` was called in, so context variables do not leak
+from one into another.
 
 What the broker delivered on a channel that is gone, and no handler has started on, is dropped: it comes again. What
 needs no acknowledgement (``no_ack``) is handed out all the same: it does not.
 
-On a channel that recovers, the same callback is attached to one wire after the other.
+On a channel that recovers, the same consumer is attached to one wire after the other.
+
+**Stopping** (:mod:`leveret.draining`). A runner takes its messages from the queue that it was started with. So
+whoever wants it to start nothing more gives the consumer a new queue with what waits, and leaves the runner the empty
+one: callbacks cost nothing for being stoppable.
 """
 
 from __future__ import annotations
@@ -16,22 +21,25 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-import logging
 import types
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from leveret.exceptions import Closed, ConsumerCancelled, DeliveryLost
+from leveret.draining import DrainReport, wait_until
+from leveret.exceptions import ChannelInvalidStateError, Closed, ConsumerCancelled, DeliveryLost
+from leveret.failures import FailureHandler, Failures
+from leveret.handlers import Handlers
 from leveret.log import get_logger
-from leveret.message import IncomingMessage
+from leveret.message import IncomingMessage, Wire
+from leveret.settling import Verdict, settle
 
 if TYPE_CHECKING:
     from leveret.wire.channel import WireChannel, WireConsumer
 
 _log = get_logger(__name__)
 
-ConsumerCallback = Callable[[IncomingMessage], Awaitable[object] | None]
+ConsumerCallback = Callable[[IncomingMessage], Awaitable[object] | Verdict | None]
 
 OnCancelled: TypeAlias = Literal["resubscribe", "stop", "raise"]
 """What to do when the broker cancels a consumer."""
@@ -44,70 +52,112 @@ CPython 3.11). Those that have not begun count as much: they begin whether anyth
 Attach: TypeAlias = "Callable[[WireChannel, str], WireConsumer]"
 """Makes the consumer for a wire, with the tag that it has there."""
 
+_NO_LIMIT = 1 << 62
+
 
 class CallbackConsumer:
     """Runs *callback* for each delivery.
 
     Args:
-        wire: the channel that delivers.
-        consumer_tag: this consumer's.
         callback: a coroutine function; a plain function, or one that returns any awaitable, will do.
         no_ack: whether deliveries need no acknowledgement.
         tasks: keeps the running tasks; whoever owns it ends them.
         on_cancelled: called when the broker cancels the consumer.
         context: each callback runs in a copy of it.
+        unsubscribe: cancels the consumer, within so many seconds.
+        prefetch: how many unacknowledged messages the broker sends; 0 for no limit.
+        concurrency: how many callbacks may run at a time; None for no limit.
+        on_failure: what sees to a message whose callback failed; None to leave it.
+        via: gives the wire as the messages see it; None for the wire itself.
+
+    Attributes:
+        delivered: how many messages came.
+        failures: the callbacks that failed.
     """
 
     __slots__ = (
+        "__weakref__",
         "_callback",
         "_context",
+        "_given_back",
+        "_handlers",
+        "_has_warned",
+        "_limit",
+        "_message_wire",
         "_on_cancelled",
         "_queue",
         "_runner",
-        "_suspended",
-        "_suspended_size",
+        "_stopping",
         "_tag",
-        "_tasks",
+        "_unsubscribe",
+        "_via",
         "_wire",
+        "delivered",
+        "failures",
         "no_ack",
     )
 
     def __init__(
         self,
-        wire: WireChannel,
-        consumer_tag: str,
-        callback: ConsumerCallback,
+        callback: Callable[[IncomingMessage], object],
         no_ack: bool,
         tasks: set[asyncio.Task[None]],
         on_cancelled: Callable[[ConsumerCancelled], object],
         context: contextvars.Context,
+        unsubscribe: Callable[[float], Awaitable[object]],
+        *,
+        prefetch: int = 0,
+        concurrency: int | None = None,
+        on_failure: FailureHandler | None = None,
+        via: Callable[[WireChannel], Wire] | None = None,
     ) -> None:
         self.no_ack = no_ack
-        self._wire = None if no_ack else wire
-        self._tag = consumer_tag.encode("utf-8", "surrogateescape")
-        self._callback = callback
-        self._tasks = tasks
+        self.delivered = 0
+        self.failures = failures = Failures(prefetch, self._is_settled)
+        self._callback = callback if on_failure is None else failures.guard(callback, on_failure, lambda: self._tag)
         self._on_cancelled = on_cancelled
-        self._queue: deque[IncomingMessage] = deque()
         self._context = context
+        self._unsubscribe = unsubscribe
+        self._limit = concurrency or _NO_LIMIT
+        self._via = via
+        self._wire: WireChannel | None = None
+        self._message_wire: Wire | None = None
+        self._tag = b""
+        self._has_warned = False
+        self._queue: deque[IncomingMessage] = deque()
         self._runner: asyncio.Task[None] | None = None  # the one that is about to look at the queue
-        self._suspended = self._suspended_size = 0  # callbacks that wait for something, and what they hold
+        self._handlers = Handlers(no_ack, tasks)
+        self._stopping: asyncio.Task[None] | None = None
+        self._given_back = False
 
     @property
     def backlog(self) -> int:
         """How many messages no callback has finished with."""
-        return len(self._queue) + self._suspended
+        return len(self._queue) + len(self._handlers.suspended)
 
     def backlog_size(self) -> int:
         """Bytes of memory that they take, about."""
-        return held(self._queue) + self._suspended_size + self.backlog * _TASK
+        return held(self._queue) + held(self._handlers.suspended.values()) + self.backlog * _TASK
+
+    def attach(self, wire: WireChannel, wire_tag: str) -> CallbackConsumer:
+        """Consume on *wire*, which knows it by *wire_tag*."""
+        if self._wire is not None and not self._wire.is_open and not self.no_ack:
+            self._queue.clear()
+        self._wire = wire
+        self._message_wire = None if self.no_ack else wire if self._via is None else self._via(wire)
+        self._tag = wire_tag.encode("utf-8", "surrogateescape")
+        self.failures.forget()
+        return self
 
     def on_delivery(
         self, delivery_tag: int, redelivered: bool, route: bytes, properties: bytes, body: bytes, /
     ) -> None:
         """A message came."""
+        self.delivered += 1
         self._queue.append(
-            IncomingMessage(self._wire, self._tag, delivery_tag, redelivered, route, properties, body, self.no_ack)
+            IncomingMessage(
+                self._message_wire, self._tag, delivery_tag, redelivered, route, properties, body, self.no_ack
+            )
         )
         if self._runner is None:
             self._start_runner()
@@ -119,28 +169,46 @@ class CallbackConsumer:
     def on_end(self, error: Exception) -> None:
         """No more will come."""
         if isinstance(error, ConsumerCancelled):
+            self.failures.forget()
             self._on_cancelled(error)
         elif not self.no_ack or is_normal(error):
+            if self._stopping is not None and not self.no_ack:
+                self._handlers.requeued += len(self._queue)
             self._queue.clear()
 
+    # --------------------------------------------------------------------------------------- running callbacks
+
     def _start_runner(self) -> None:
+        """Start one, if it may and there is none."""
+        if self._stopping is not None and not self.no_ack:
+            if self._given_back:
+                self._handlers.requeued += give_back(self._queue)
+            return
+        if len(self._handlers.suspended) >= self._limit:
+            return
         # Not create_task(): an eager task factory would run it before it is known as the runner.
         loop = asyncio.get_running_loop()
-        self._runner = task = asyncio.Task(self._run(), loop=loop, name=f"leveret consumer {self._tag!r}")
-        self._tasks.add(task)
+        self._runner = task = asyncio.Task(self._run(self._queue), loop=loop, name=f"leveret consumer {self._tag!r}")
+        self._handlers.tasks.add(task)
+        self._handlers.of_channel.add(task)
         task.add_done_callback(self._on_task_done)
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._handlers.tasks.discard(task)
+        self._handlers.of_channel.discard(task)
         if self._runner is task:  # cancelled before it began
             self._runner = None
+            if self._stopping is not None and self._given_back:
+                self._handlers.requeued += give_back(self._queue)
+        if self._stopping is not None:
+            self._handlers.on_done(task)
 
-    async def _run(self) -> None:
-        await self._run_callbacks()
+    async def _run(self, queue: deque[IncomingMessage]) -> None:
+        await self._run_callbacks(queue)
 
     @types.coroutine
-    def _run_callbacks(self) -> Generator[Any, Any, None]:
-        queue, task, wire = self._queue, self._runner, self._wire
+    def _run_callbacks(self, queue: deque[IncomingMessage]) -> Generator[Any, Any, None]:
+        task, wire = self._runner, None if self.no_ack else self._wire
         assert task is not None
         while queue and not task.cancelling():  # a callback that cancels its task must not cancel the next one
             message = queue.popleft()
@@ -149,32 +217,30 @@ class CallbackConsumer:
             context = self._context.copy()
             try:
                 running = context.run(self._callback, message)
-                if not inspect.isawaitable(running):
-                    continue  # a plain function: it is done
+                if not inspect.isawaitable(running):  # a plain function: it is done
+                    if running is not None:
+                        self._on_result(message, running)
+                    continue
                 coroutine: Coroutine[Any, Any, Any] = running if inspect.iscoroutine(running) else _await(running)
                 waits_for = context.run(coroutine.send, None)
-            except StopIteration:
+            except StopIteration as stop:
+                if stop.value is not None:
+                    self._on_result(message, stop.value)
                 continue
             except Exception as exc:
-                self._report(message, exc)
+                self._on_failure(message, exc)
                 continue
             except asyncio.CancelledError as exc:  # of something that it waited for: nobody cancelled this task
-                self._report(message, exc)
+                self._on_failure(message, exc)
                 continue
+            self._handlers.suspended[task] = message
             self._runner = None
-            if queue:
+            if self._queue:
                 self._start_runner()
-            size = message.received_size
-            self._suspended += 1
-            self._suspended_size += size
-            try:
-                yield from self._finish(message, coroutine, context, waits_for)
-            finally:
-                self._suspended -= 1
-                self._suspended_size -= size
+            yield from self._finish(message, coroutine, context, waits_for)
             return
         self._runner = None
-        if queue:
+        if self._queue:
             self._start_runner()
 
     def _finish(
@@ -185,6 +251,9 @@ class CallbackConsumer:
         waits_for: Any,
     ) -> Generator[Any, Any, None]:
         """Run a callback that has suspended to its end; this task is now its own."""
+        task = asyncio.current_task()
+        assert task is not None
+        has_ended = True
         try:
             while True:
                 try:
@@ -193,32 +262,141 @@ class CallbackConsumer:
                     waits_for = context.run(coroutine.throw, exc)
                 else:
                     waits_for = context.run(coroutine.send, value)
-        except StopIteration:
-            pass
+        except StopIteration as stop:
+            if stop.value is not None:
+                self._on_result(message, stop.value)
         except Exception as exc:
-            self._report(message, exc)
+            self._on_failure(message, exc)
         except asyncio.CancelledError as exc:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if task.cancelling():
+                has_ended = False
                 raise
-            self._report(message, exc)  # of something that it waited for: nobody cancelled this task
+            self._on_failure(message, exc)  # of something that it waited for: nobody cancelled this task
+        finally:
+            del self._handlers.suspended[task]
+            if self._stopping is not None:
+                self._handlers.on_end(task, message, has_ended)
+            if self._queue and self._runner is None:
+                self._start_runner()
 
-    def _report(self, message: IncomingMessage, error: BaseException) -> None:
-        if isinstance(error, DeliveryLost):
-            _log.warning("consumer %r: %s", self._tag, error)
+    def _on_result(self, message: IncomingMessage, result: object) -> None:
+        """A callback has returned something; only a verdict means anything."""
+        if not isinstance(result, Verdict):
             return
-        level = logging.ERROR if isinstance(error, Exception) else logging.WARNING  # cancelled
-        _log.log(
-            level,
-            "the callback of consumer %r failed on delivery %d (message_id %r, routing key %r, %s): %r",
-            self._tag,
-            message.delivery_tag,
-            message.message_id,
-            message.routing_key,
-            "settled" if message.processed else "left unacknowledged",
-            error,
-            exc_info=error,
-        )
+        if message.processed:
+            if not self._has_warned:
+                self._has_warned = True
+                why = "needs no acknowledgement (no_ack)" if self.no_ack else "is settled already"
+                _log.warning("consumer %r: a callback returned %s for a message that %s", self._tag, result, why)
+            return
+        try:
+            _ = settle(message, result)
+        except DeliveryLost as exc:
+            _log.debug("consumer %r: %s", self._tag, exc)
+        except Exception as exc:
+            self._on_failure(message, exc)
+
+    def _on_failure(self, message: IncomingMessage, error: BaseException) -> None:
+        self.failures.report(self._tag, message, error, "left unacknowledged")
+        self.failures.left(self._tag, message)
+
+    def _is_settled(self, delivery_tag: int) -> bool:
+        return self._wire is None or self._wire.is_settled(delivery_tag)
+
+    # ---------------------------------------------------------------------------------------------- for its user
+
+    @property
+    def waiting(self) -> int:
+        """How many messages no callback has started on."""
+        return len(self._queue)
+
+    @property
+    def in_flight(self) -> int:
+        """How many callbacks have begun, and wait for something."""
+        return len(self._handlers.suspended)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stopping is not None
+
+    @property
+    def complaint(self) -> str | None:
+        """What is wrong with it, for ``connection.health()``."""
+        return self.failures.complaint(self._tag) if self._wire is not None and self._wire.is_open else None
+
+    def limit(self, concurrency: int | None) -> None:
+        """Run at most so many callbacks at a time from now on; None for no limit."""
+        self._limit = concurrency or _NO_LIMIT
+        self._stall()
+        if self._queue and self._runner is None:
+            self._start_runner()
+
+    def _stall(self) -> None:
+        """Have the runner, if there is one, start nothing more: it looks again whether it may."""
+        waiting, self._queue = self._queue, deque(self._queue)
+        waiting.clear()
+
+    # ------------------------------------------------------------------------------------------------- stopping
+
+    def begin_stop(self, deadline: float) -> None:
+        """Start no callback any more, cancel the consumer, and give back what was not started on.
+
+        What needs no acknowledgement cannot be given back: callbacks go on with it.
+        """
+        if self._stopping is not None:
+            return
+        if not self.no_ack:
+            self._stall()
+        loop = asyncio.get_running_loop()
+        self._stopping = task = asyncio.Task(self._stop(deadline), loop=loop, name=f"leveret stops {self._tag!r}")
+        self._handlers.add_chore(task)
+        if self._wire is not None:
+            self._wire.watch(self._handlers.cancel_lost)
+        self._handlers.cancel_lost()
+
+    async def _stop(self, deadline: float) -> None:
+        try:
+            await self._unsubscribe(max(0.0, deadline - asyncio.get_running_loop().time()))
+        except (TimeoutError, ChannelInvalidStateError, Closed) as exc:
+            _log.info("stopping consumer %r: %s", self._tag, exc)
+        finally:
+            self._given_back = True
+            if not self.no_ack:
+                self._handlers.requeued += give_back(self._queue)
+
+    def cut_short(self) -> None:
+        """Cancel the callbacks that still run."""
+        if self.no_ack and self._queue:
+            _log.warning("consumer %r: %d messages were not handled, and are gone (no_ack)", self._tag, self.waiting)
+            self._handlers.abandoned += self.waiting
+            self._queue.clear()
+        self._handlers.cut_short()
+
+    def enter(self, task: asyncio.Task[Any]) -> None:
+        """*task* waits for callbacks."""
+        self._handlers.enter(task)
+
+    def leave(self, task: asyncio.Task[Any]) -> None:
+        """It no longer does."""
+        self._handlers.leave(task)
+
+    async def until_idle(self, deadline: float) -> None:
+        """Wait for the callbacks that run, but not for those that wait for the same; until *deadline* at most."""
+        await self._handlers.until_idle(deadline)
+
+    async def until_stopped(self, deadline: float) -> None:
+        """Wait until it is cancelled, and write what acks were saved up."""
+        if self._stopping is not None:
+            await wait_until([self._stopping], deadline)
+        if self._wire is not None and self._wire.is_open:
+            self._wire.flush_acks()
+
+    @property
+    def report(self) -> DrainReport:
+        """What became of its messages since it was stopped."""
+        not_yet_back = 0 if self.no_ack else len(self._queue)
+        return self._handlers.report() + DrainReport(requeued=not_yet_back)
 
 
 def check_on_cancelled(on_cancelled: str) -> None:
@@ -243,11 +421,13 @@ def held(messages: Collection[IncomingMessage]) -> int:
     return len(messages) * _MESSAGE + sum(message.received_size for message in messages)
 
 
-def give_back(messages: deque[IncomingMessage]) -> None:
-    """Requeue *messages*, in their order."""
+def give_back(messages: deque[IncomingMessage]) -> int:
+    """Requeue *messages*, in their order; returns how many there were."""
+    count = len(messages)
     while messages:
         if (message := messages.popleft()).is_live:
             _ = message.give_back()
+    return count
 
 
 async def _await(awaitable: Awaitable[Any]) -> Any:

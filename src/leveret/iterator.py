@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from leveret.consumer import OnCancelled, check_on_cancelled, check_prefetch, give_back, held, is_normal
+from leveret.draining import DrainReport, wait_until
 from leveret.exceptions import ChannelInvalidStateError, Closed, ConsumerCancelled, fresh
 from leveret.log import get_logger, printable
 from leveret.message import IncomingMessage
@@ -69,6 +71,14 @@ class QueueConsumer:
         self._error: Exception | None = None
         self._closed = False
         self._given_back = False
+        # From here on: for draining.
+        self._user: asyncio.Task[Any] | None = None  # the one that iterates, as far as we know
+        self._handed: Sequence[IncomingMessage] = ()  # what it works on
+        self._back: asyncio.Future[object] | None = None  # it asked for the next
+        self._stopping: asyncio.Task[None] | None = None
+        self._parked: deque[IncomingMessage] = deque()
+        self._in_hand: Sequence[IncomingMessage] = ()  # what the user worked on when it was stopped
+        self._requeued = self._lost = 0
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: queue={self._queue.name!r} consumer_tag={self.consumer_tag!r}>"
@@ -84,6 +94,8 @@ class QueueConsumer:
             if self._is_consuming or self._closed:
                 return
             channel = self._queue.channel
+            channel.consumers.add(self)
+            self._user = asyncio.current_task()
             tag = self._requested_tag or channel.new_consumer_tag()
             record = ConsumerRecord(
                 channel=channel.key,
@@ -125,6 +137,8 @@ class QueueConsumer:
         )
         if len(self._messages) == 1:
             self._arrived.set()
+            if self._stopping is not None:
+                self._park()
             if self._given_back:  # close() was cancelled before the broker's answer
                 self._give_back()
 
@@ -171,6 +185,10 @@ class QueueConsumer:
 
         Idempotent, and bounded by DEFAULT_CLOSE_TIMEOUT seconds; on a channel that is gone there is nothing to do.
         """
+        self._is_back()
+        await self._close()
+
+    async def _close(self) -> None:
         if self._closed:
             return
         self._closed = True
@@ -189,7 +207,82 @@ class QueueConsumer:
         self._given_back = True
         if self.no_ack and self._messages:
             _log.warning("%r: %d messages were not handed out, and are gone (no_ack)", self, len(self._messages))
+            self._lost += len(self._messages)
+        self._requeued += give_back(self._parked)
         self.on_abandoned()
+
+    # ------------------------------------------------------------------- when the channel or connection is drained
+
+    @property
+    def report(self) -> DrainReport:
+        """What became of its messages since it was stopped."""
+        drained = sum(message.processed for message in self._in_hand)
+        return DrainReport(drained, self._requeued + len(self._in_hand) - drained, self._lost)
+
+    @property
+    def complaint(self) -> str | None:
+        """Whoever iterates knows what failed."""
+        return None
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether the user works on a message that it may still settle."""
+        return any(message.is_live and not message.processed for message in self._handed)
+
+    def _is_back(self) -> None:
+        """The user asks for the next, or for none any more."""
+        self._user = asyncio.current_task()
+        self._handed = ()
+        self._tell_back()
+
+    def _tell_back(self) -> None:
+        if self._back is not None and not self._back.done():
+            self._back.set_result(None)
+
+    def _park(self) -> None:
+        """Hand out nothing more, unless it would be lost."""
+        if not self.no_ack:
+            self._parked.extend(self._messages)
+            self._messages.clear()
+
+    def begin_stop(self, deadline: float) -> None:
+        """Close it, and hand out nothing more."""
+        if self._stopping is not None or self._closed:
+            return
+        self._in_hand = self._handed if self._is_busy else ()
+        self._park()
+        loop = asyncio.get_running_loop()
+        self._stopping = task = asyncio.Task(self._close(), loop=loop, name=f"leveret stops {self!r}")
+        tasks = self._queue.channel.handler_tasks
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        if self._wire is not None:
+            self._wire.watch(self._tell_back)
+
+    def enter(self, task: asyncio.Task[Any]) -> None:
+        """Whoever iterates does not wait for itself."""
+        if task is self._user:
+            self._is_back()
+
+    def leave(self, task: asyncio.Task[Any]) -> None:
+        """There is nothing to undo: it is closed."""
+
+    async def until_idle(self, deadline: float) -> None:
+        """Wait until the user has settled what it works on, or asks for the next.
+
+        It never raises, and waits until *deadline* in event loop time at most.
+        """
+        if self._is_busy:
+            self._back = self._back or asyncio.get_running_loop().create_future()
+            await wait_until([self._back], deadline)
+
+    def cut_short(self) -> None:
+        """The user's task is not ours to cancel."""
+
+    async def until_stopped(self, deadline: float) -> None:
+        """Wait until it is closed; until *deadline* at most. It never raises."""
+        if self._stopping is not None:
+            await wait_until([self._stopping], deadline)
 
 
 class QueueIterator(QueueConsumer):
@@ -235,7 +328,9 @@ class QueueIterator(QueueConsumer):
         not handed out is dropped, because the broker delivers it again.
         """
         if (message := self._next()) is not None:
+            self._handed = (message,)
             return message
+        self._is_back()
         async with asyncio.timeout(self._timeout):
             if not self._is_consuming:
                 await self.consume()
@@ -243,4 +338,5 @@ class QueueIterator(QueueConsumer):
                 self._check_going_on()
                 self._arrived.clear()
                 await self._arrived.wait()
+        self._handed = (message,)
         return message

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import contextvars
 import dataclasses
-import functools
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pamqp.commands import Basic
 from pamqp.commands import Queue as QueueMethods
 
 from leveret.batches import BatchIterator
-from leveret.consumer import CallbackConsumer, ConsumerCallback, OnCancelled, check_on_cancelled, check_prefetch
+from leveret.consumer import ConsumerCallback, OnCancelled
+from leveret.consuming import Consumer, consume
 from leveret.exceptions import QueueEmpty
 from leveret.exchange import Exchange, exchange_name
+from leveret.failures import OnError
 from leveret.iterator import QueueIterator
 from leveret.message import IncomingMessage
-from leveret.records import ConsumerRecord, QueueBinding, QueueRecord, queue_key
+from leveret.records import QueueBinding, QueueRecord, queue_key
 from leveret.types import Arguments, ConsumerTag, TimeoutType
 from leveret.wire.fetching import fetch_many
 from leveret.wire.methods import make
@@ -179,16 +179,23 @@ class Queue:
         on_cancelled: OnCancelled = "resubscribe",
         *,
         prefetch: int | None = None,
-    ) -> ConsumerTag:
+        concurrency: int | None = None,
+        on_error: OnError = "leave",
+        thread: bool = False,
+        ack_batch: int | None = None,
+    ) -> Consumer:
         """Run *callback* for every message (``basic.consume``).
 
-        Callbacks start in order of arrival; one that waits does not hold up the next, so *prefetch*, or the channel's
-        (:meth:`Channel.set_qos`), is what bounds how many run. An exception is logged and leaves the message
-        unacknowledged, unless the callback settled it.
+        Callbacks start in order of arrival; one that waits does not hold up the next. How many run is bounded by
+        *concurrency*, or else by *prefetch* or the channel's (:meth:`Channel.set_qos`).
+
+        A callback settles its message by its methods, by ``message.process()``, or by returning ``leveret.Ack``,
+        ``Nack``, ``Reject`` or ``Requeue``. Anything else that it returns means nothing. One that fails is logged, with
+        the message's ids.
 
         Args:
-            callback: takes an :class:`~leveret.IncomingMessage`.
-            no_ack: the broker forgets each message as it sends it.
+            callback: takes an :class:`~leveret.IncomingMessage`; a coroutine function, or a plain one.
+            no_ack: the broker forgets each message as it sends it; what callbacks return means nothing then.
             exclusive: be the queue's only consumer.
             arguments: such as ``x-priority`` or ``x-stream-offset``.
             consumer_tag: of your own choice; unique on the channel.
@@ -199,45 +206,52 @@ class Queue:
                 connection declared it, and consume again. ``"raise"``, and every plain connection: log a warning and
                 call the channel's ``consumer_cancelled_callbacks``. ``"stop"``: the warning alone.
             prefetch: how many unacknowledged messages the broker sends ahead to this consumer, from 0 (no limit) to
-                65,535; None for the channel's.
+                65,535; None for twice the *concurrency*, or else for the channel's.
+            concurrency: how many callbacks may run at a time; None for no limit but the prefetch.
+            on_error: what to do with a message whose callback failed, unless it was settled. ``"leave"``:
+                unacknowledged until the channel closes. ``"reject"``: dropped or dead-lettered. ``"requeue"``: back to
+                the queue, which means at once, and for ever if it always fails. Or a callable, async or not, that is
+                called with the message and the error, settled or not, and may return what a callback may.
+            thread: run *callback*, a plain function, in the event loop's default executor. It settles by what it
+                returns; the methods of the message raise RuntimeError there. A thread cannot be cancelled: a call
+                that is cut off goes on to its end, and what it returns is dropped.
+            ack_batch: write this many acks at a time, or what there is after 0.1 seconds; 2 or more, and no more than
+                the prefetch. When the link is lost, messages whose acks were not written come again. None writes
+                acks at the end of the event loop's turn.
 
         Returns:
-            The consumer tag, for :meth:`cancel`.
+            The consumer: a string, its tag, with methods of its own.
 
         Raises:
-            TypeError: *callback* cannot be called.
-            ValueError: *on_cancelled* is none of the three, or *prefetch* is out of range.
+            TypeError: *callback* cannot be called, or is a coroutine function where *thread* wants a plain one.
+            ValueError: *on_cancelled* or *on_error* is none of the choices, or a number is out of range.
             DuplicateConsumerTag: the channel has that tag.
             ChannelNotFoundEntity: no such queue.
             ChannelAccessRefused: it has an exclusive consumer.
 
         Cancellation: leaves no consumer behind; what it was sent meanwhile is requeued.
 
+        Reconnect: callbacks that run go on. What none has started on is dropped: it comes again.
+
         https://www.rabbitmq.com/docs/consumers
         """
-        if not callable(callback):
-            raise TypeError(f"the callback must be callable, not {callback!r}")
-        check_on_cancelled(on_cancelled)
-        channel = self.channel
-        check_prefetch("prefetch", prefetch)
-        tag = consumer_tag or channel.new_consumer_tag()
-        context = contextvars.copy_context()
-        cancelled = functools.partial(channel.on_consumer_cancelled, tag, on_cancelled)
-
-        def attach(wire: WireChannel, wire_tag: str) -> CallbackConsumer:
-            return CallbackConsumer(wire, wire_tag, callback, no_ack, channel.handler_tasks, cancelled, context)
-
-        record = ConsumerRecord(
-            channel=channel.key,
-            consumer_tag=tag,
-            queue=self.name,
+        return await consume(
+            self.channel,
+            self.name,
+            callback,
             no_ack=no_ack,
             exclusive=exclusive,
             arguments=arguments,
+            consumer_tag=consumer_tag,
+            timeout=timeout,
+            robust=robust,
+            on_cancelled=on_cancelled,
             prefetch=prefetch,
+            concurrency=concurrency,
+            on_error=on_error,
+            thread=thread,
+            ack_batch=ack_batch,
         )
-        await channel.subscribe(record, attach, timeout, on_cancelled=on_cancelled, robust=robust)
-        return tag
 
     async def cancel(
         self, consumer_tag: ConsumerTag, timeout: TimeoutType = None, nowait: bool = False

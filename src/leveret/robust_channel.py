@@ -15,7 +15,7 @@ from pamqp.commands import Basic
 from pamqp.commands import Queue as QueueMethods
 
 from leveret.callbacks import CallbackCollection
-from leveret.channel import CLOSE_TIMEOUT, MANY_NACKS, Channel, consume
+from leveret.channel import MANY_NACKS, Channel, consume
 from leveret.consumer import Attach, OnCancelled
 from leveret.exceptions import (
     AMQPError,
@@ -30,7 +30,7 @@ from leveret.log import get_logger, printable
 from leveret.queue import Queue
 from leveret.records import ConsumerRecord, Key, Record, consumer_key, exchange_key, queue_key
 from leveret.types import TimeoutType
-from leveret.wire.channel import WireChannel
+from leveret.wire.channel import WireChannel, WireConsumer
 from leveret.wire.outgoing import Publish, PublishSender
 from leveret.wire.transport import Transport
 
@@ -255,14 +255,11 @@ class RobustChannel(Channel):
             self._wire.close(ChannelClosed("reopen() was called"))
             await self.live_wire(self._connection.operation_timeout)
 
-    async def close(self, exc: BaseException | None = None, *, timeout: float = CLOSE_TIMEOUT) -> None:
-        """As :meth:`Channel.close`; it does not come back, and what was declared through it alone is not restored.
-
-        Publishes that still wait for the connection end as PublishNotSent. It never raises.
-        """
+    async def _close(self, timeout: float) -> None:
+        """It does not come back; publishes that still wait for the connection end as PublishNotSent."""
         self._close_called = True
         self._incarnation += 1
-        await super().close(exc, timeout=timeout)
+        await super()._close(timeout)
         if self._wire is not None:
             self._end(ChannelClosed("the channel was closed", reply_code=200, reply_text="Normal shutdown"))
 
@@ -550,6 +547,11 @@ class RobustChannel(Channel):
         except (ChannelInvalidStateError, ChannelClosed, ConnectionClosed):
             pass  # it went with its wire
         return None if nowait else Basic.CancelOk(known_as)
+
+    def is_subscribed(self, consumer: WireConsumer) -> bool:
+        """Whether *consumer* gets messages, or will when the channel is back."""
+        mine = any(subscription.consumer is consumer for subscription in self._subscriptions.values())
+        return mine or super().is_subscribed(consumer)
 
     def keeps_consumer(self, consumer_tag: str, error: Exception) -> bool:
         """Whether it will be back: unless it was cancelled or forgotten, or is not to outlive a broker's cancel."""

@@ -42,6 +42,11 @@ PAIRS = {
         [f"Confirmed: Message {n} of 10" for n in range(1, 11)],
         [f"Done: Message {n} of 10" for n in range(1, 11)],
     ),
+    ("graceful_shutdown.py",): (
+        ("simple_publisher.py",),
+        [f"Confirmed: Message {n} of 10" for n in range(1, 11)],
+        [f"Done: Message {n} of 10" for n in range(1, 11)],
+    ),
     ("tutorials/receive.py",): (
         ("tutorials/send.py",),
         [" [x] Sent 'Hello World!'"],

@@ -40,11 +40,15 @@ def settled_on_the_wire(written: list[bytes], unsettled: dict[int, str | None]) 
                 unsettled[each] = method.name.removeprefix("Basic.").lower()
 
 
-async def play(connection: Connection, fake: FakeSocket, script: list[tuple[str, int, int]]) -> None:
+async def play(
+    connection: Connection, fake: FakeSocket, script: list[tuple[str, int, int]], ack_batch: int | None = None
+) -> None:
     channel = await connection.channel()
     queue = await channel.get_queue("q", ensure=False)
     messages: dict[int, IncomingMessage] = {}
-    await queue.consume(lambda message: messages.__setitem__(message.delivery_tag, message), consumer_tag="tag")
+    consumer = await queue.consume(
+        lambda message: messages.__setitem__(message.delivery_tag, message), consumer_tag="tag", ack_batch=ack_batch
+    )
     fake.is_quiet = True
     fake.receive(b"".join(deliver("tag", number) for number in range(1, COUNT + 1)))
     for _ in range(5):
@@ -70,6 +74,9 @@ async def play(connection: Connection, fake: FakeSocket, script: list[tuple[str,
         _ = settle() if verb == "reject" else settle(multiple=multiple)
         for each in range(1 if multiple else tag, tag + 1):
             wanted[each] = wanted[each] or verb
+    if ack_batch is not None:
+        fake.is_quiet = False
+        await consumer.stop()
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     got: dict[int, str | None] = dict.fromkeys(messages)
@@ -81,6 +88,12 @@ async def play(connection: Connection, fake: FakeSocket, script: list[tuple[str,
 @given(st.lists(settlements, max_size=8))
 def test_the_broker_is_told_what_was_settled_and_nothing_twice(script):
     run(lambda connection, fake: play(connection, fake, script))
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(settlements, max_size=8), st.integers(2, COUNT + 1))
+def test_the_same_with_batches_by_the_time_the_consumer_has_stopped(script, ack_batch):
+    run(lambda connection, fake: play(connection, fake, script, ack_batch))
 
 
 @pytest.mark.parametrize(

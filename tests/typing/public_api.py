@@ -19,7 +19,9 @@ from leveret import (
     CallbackCollection,
     Channel,
     Connection,
+    Consumer,
     DeliveryMode,
+    DrainReport,
     Exchange,
     ExchangeType,
     IncomingMessage,
@@ -57,6 +59,8 @@ async def connecting() -> None:
     assert_type(own.extra, int)
     await connection.close()
     await connection.close(timeout=5)
+    assert_type(await connection.close(drain=5), DrainReport)
+    assert_type(await leveret.run_until_signalled(connection, own, drain=30), DrainReport)
     assert_type(await connection.closed(), bool)
     assert_type(connection.blocked, str | None)
     assert_type(await connection.update_secret("new", reason="expired"), ConnectionMethods.UpdateSecretOk)
@@ -231,9 +235,35 @@ def returns_an_ack(message: IncomingMessage) -> asyncio.Future[None]:
     return asyncio.ensure_future(message.ack())
 
 
+async def returns_a_verdict(message: IncomingMessage) -> leveret.Verdict | None:
+    return leveret.Ack if message.body else None
+
+
+def decides_at_once(message: IncomingMessage) -> leveret.Verdict:
+    return leveret.Nack
+
+
+def decide(message: IncomingMessage, error: BaseException) -> leveret.Verdict:
+    return leveret.Reject if isinstance(error, ValueError) else leveret.Requeue
+
+
+async def decide_later(message: IncomingMessage, error: BaseException) -> None:
+    await message.reject()
+
+
 async def consuming(channel: Channel, queue: Queue) -> None:
     tag = await queue.consume(on_message)
-    assert_type(tag, str)
+    assert_type(tag, Consumer)
+    as_text: str = tag
+    assert_type(tag.is_active, bool)
+    assert_type(tag.delivered + tag.waiting + tag.in_flight + tag.failed, int)
+    tag.set_concurrency(None)
+    assert_type(await tag.stop(), DrainReport)
+    assert_type((await tag.stop(drain=5, timeout=1)).requeued, int)
+    await queue.cancel(as_text)
+    await queue.consume(returns_a_verdict, concurrency=5, on_error="requeue", ack_batch=10)
+    await queue.consume(decides_at_once, thread=True, on_error=decide)
+    await queue.consume(on_message, on_error=decide_later)
     await queue.consume(Service().handle, no_ack=False, arguments={"x-priority": 10})
     await queue.consume(returns_an_ack)
     await queue.consume(lambda message: message.ack())

@@ -84,3 +84,44 @@ def test_what_is_not_counted_any_more_is_settled_singly():
     acks = Acks()
     acks.stop_counting()
     assert acks.split([1, 2]) == (0, [1, 2])
+
+
+def test_acks_are_held_back_in_any_order_and_each_is_written_once():
+    acks = Acks()
+    assert all(acks.hold(tag) for tag in (1, 3, 4))
+    assert (acks.pending, acks.due) == (3, 1)
+    assert acks.hold(2)
+    assert (acks.take_due(), acks.take_held(), acks.pending) == (4, [], 0)
+    assert all(acks.hold(tag) for tag in (8, 6))
+    assert (acks.take_due(), acks.take_held()) == (0, [6, 8])
+    assert acks.hold(5)
+    assert (acks.take_due(), acks.take_held()) == (5, [])  # not 6, which was written
+    assert acks.hold(7)
+    assert acks.take_due() == 7
+    assert acks.is_settled(8)
+    assert not acks.is_settled(9)
+
+
+def test_what_cannot_be_counted_is_not_held_back():
+    acks = Acks()
+    for tag in range(2, 4098):
+        assert acks.hold(tag)
+    assert not acks.hold(4098)
+    acks = Acks()
+    acks.stop_counting()
+    assert not acks.hold(1)
+
+
+def test_what_a_multiple_settled_is_not_held_back():
+    acks = Acks()
+    acks.note(5, multiple=True)
+    with pytest.raises(MessageProcessError):
+        acks.hold(4)
+
+
+def test_a_batch_takes_the_held_acks_within_it_along_and_those_that_follow_it():
+    acks = Acks()
+    assert all(acks.hold(tag) for tag in (3, 6))
+    assert acks.split([1, 2, 4, 5]) == (5, [])
+    acks.save_up_to(5)
+    assert (acks.take_due(), acks.take_held()) == (6, [])

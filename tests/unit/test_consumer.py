@@ -13,14 +13,19 @@ from leveret.exceptions import ChannelClosed, ChannelNotFoundEntity, ConnectionC
 VARIABLE = contextvars.ContextVar("VARIABLE", default="unset")
 
 
+async def nothing(seconds):
+    """Cancels no consumer."""
+
+
 class Consumer(CallbackConsumer):
     __slots__ = ("cancellations", "tasks")
 
-    def __init__(self, callback, no_ack=False):
+    def __init__(self, callback, no_ack=False, **options):
         self.tasks: set[asyncio.Task[None]] = set()
         self.cancellations: list[ConsumerCancelled] = []
         context = contextvars.copy_context()
-        super().__init__(None, "tag", callback, no_ack, self.tasks, self.cancellations.append, context)
+        unsubscribe = options.pop("unsubscribe", nothing)
+        super().__init__(callback, no_ack, self.tasks, self.cancellations.append, context, unsubscribe, **options)
 
     def deliver(self, *tags: int) -> None:
         for tag in tags:

@@ -1,8 +1,9 @@
 """Which deliveries of a channel are settled, and which ack is still to be written.
 
 Acks that come in the order of their delivery tags are saved up and written as one ``multiple``; any other is
-written by itself. A ``multiple`` may only name a tag that the broker still waits for, and may only cover tags
-that are settled, so both ends of the saved-up range are kept.
+written by itself, or held back until those before it have come, or until it is no longer worth waiting for them. A
+``multiple`` may only name a tag that the broker still waits for, and may only cover tags that are settled, so both
+ends of the saved-up range are kept.
 """
 
 from __future__ import annotations
@@ -20,22 +21,24 @@ begins a new count."""
 class Acks:
     """The delivery tags of one channel."""
 
-    __slots__ = ("_ahead", "_settled", "due")
+    __slots__ = ("_ahead", "_held", "_settled", "due", "pending")
 
     def __init__(self) -> None:
         self.due = 0
         """The tag up to which an ack is to be written; 0 for none."""
         self._settled = 0  # every tag up to it is settled; -1 when no longer counted
         self._ahead: set[int] = set()  # tags beyond it that are settled
+        self._held: set[int] = set()  # those of them whose acks are not written
+        self.pending = 0
+        """How many acks were held back since :meth:`take_held`."""
 
     def save_up(self, delivery_tag: int) -> bool:
         """Make an ack of *delivery_tag* due, if it is next in order; otherwise it must be written by itself."""
         if delivery_tag != self._settled + 1:
             return False
-        self._settled = delivery_tag
+        self.due = self._settled = delivery_tag  # not what it catches up with: the broker refuses a tag settled before
         if self._ahead:
             self._catch_up()
-        self.due = delivery_tag  # not _settled: the broker refuses a tag that it has seen settled
         return True
 
     def split(self, delivery_tags: Sequence[int]) -> tuple[int, list[int]]:
@@ -65,12 +68,31 @@ class Acks:
 
     def save_up_to(self, delivery_tag: int) -> None:
         """Make an ack up to *delivery_tag* due, as :meth:`split` has it."""
-        self.note(delivery_tag, multiple=True)
         self.due = delivery_tag
+        self.note(delivery_tag, multiple=True)
+
+    def hold(self, delivery_tag: int) -> bool:
+        """Hold an ack of *delivery_tag* back, unless it must be written by itself.
+
+        Raises:
+            MessageProcessError: as :meth:`check`.
+        """
+        if not self.save_up(delivery_tag):
+            if self._settled < 0 or len(self._ahead) >= _TRACKED:
+                return False
+            self.check(delivery_tag)
+            self._ahead.add(delivery_tag)
+            self._held.add(delivery_tag)
+        self.pending += 1
+        return True
+
+    def is_settled(self, delivery_tag: int) -> bool:
+        """Whether *delivery_tag* is known to be settled."""
+        return delivery_tag <= self._settled or delivery_tag in self._ahead
 
     def check(self, delivery_tag: int) -> None:
         """Raise MessageProcessError if *delivery_tag* is settled: the broker would close the channel (406)."""
-        if delivery_tag <= self._settled or delivery_tag in self._ahead:
+        if self.is_settled(delivery_tag):
             raise MessageProcessError(f"delivery tag {delivery_tag} was settled by an earlier multiple")
 
     def note(self, delivery_tag: int, multiple: bool) -> None:
@@ -79,6 +101,7 @@ class Acks:
             self._settled = delivery_tag
             if self._ahead:
                 self._ahead = {tag for tag in self._ahead if tag > delivery_tag}
+                self._held = {tag for tag in self._held if tag > delivery_tag}
         elif self._settled >= 0:
             self._ahead.add(delivery_tag)
         else:
@@ -98,7 +121,17 @@ class Acks:
         due, self.due = self.due, 0
         return due
 
+    def take_held(self) -> list[int]:
+        """The other tags that were held back, in order, to be acked one by one."""
+        held = sorted(self._held)
+        self._held.clear()
+        self.pending = 0
+        return held
+
     def _catch_up(self) -> None:
         while self._settled + 1 in self._ahead:
             self._settled += 1
             self._ahead.discard(self._settled)
+            if self._settled in self._held:
+                self._held.discard(self._settled)
+                self.due = self._settled

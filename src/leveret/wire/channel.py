@@ -6,7 +6,8 @@ and where it changed something (a consumer was made, a message was fetched) that
 **Content.** What the decoder did not deliver whole is put together by a :class:`ContentAssembler`.
 
 **Acks.** Contiguous tags of one turn of the event loop go out as one ``multiple``, at its end or before the next
-method of the channel. Publishes do not wait for it: what a handler publishes goes out before what it acks.
+method of the channel. Publishes do not wait for it: what a handler publishes goes out before what it acks. Those of a
+consumer that asks for it are kept over several turns, until there are enough of them or the next method is sent.
 
 **End.** :meth:`WireChannel._end` is the one way out, for the broker's close, ours, and a lost connection.
 """
@@ -67,6 +68,9 @@ from leveret.wire.replies import Pending, Replies
 from leveret.wire.transport import Transport
 
 _log = get_logger(__name__)
+
+ACK_DELAY = 0.1
+"""Seconds that an ack waits for others at most, where a consumer asks for batches of them."""
 
 _unpack_method_id = struct.Struct(">I").unpack_from
 
@@ -169,6 +173,7 @@ class WireChannel:
     """
 
     __slots__ = (
+        "_ack_timer",
         "_acks",
         "_close_ok",
         "_closing",
@@ -180,6 +185,7 @@ class WireChannel:
         "_replies",
         "_starting",
         "_unlimited",
+        "_watchers",
         "cancelled",
         "consumers",
         "error",
@@ -208,6 +214,8 @@ class WireChannel:
         self._replies = Replies()
         self._content = ContentAssembler()
         self._acks = Acks()
+        self._ack_timer: asyncio.TimerHandle | None = None
+        self._watchers: list[Callable[[], None]] = []
         self.publisher = Publisher(transport, number, publisher_confirms, owner)
         self.publish = self.publisher.publish
         self._closing = False
@@ -471,13 +479,33 @@ class WireChannel:
         """
         if self.error is not None:
             raise self._lost()
-        nothing_due = not self._acks.due
+        nothing_due = not self._acks.due or self._ack_timer is not None  # which is not about this turn
         if self._acks.save_up(delivery_tag):
             if nothing_due:
                 self._output.before_flush(self._write_due_ack)
         else:
             self._settle(delivery_tag, multiple, encode_ack(self.number, delivery_tag, multiple))
         return self._output.drain()
+
+    def ack_later(self, delivery_tag: int, count: int) -> Coroutine[Any, Any, None]:
+        """:meth:`ack`, written when *count* of them have come, or after ACK_DELAY seconds; raises as that does."""
+        if self.error is not None:
+            raise self._lost()
+        if self._closing or not self._acks.hold(delivery_tag):
+            return self.ack(delivery_tag)
+        if self._ack_timer is None:
+            self._ack_timer = self._loop.call_later(ACK_DELAY, self._write_due_ack)
+        if self._acks.pending >= count:
+            self._write_due_ack()
+        return self._output.drain()
+
+    def flush_acks(self) -> None:
+        """Write the acks that wait for others."""
+        self._write_due_ack()
+
+    def is_settled(self, delivery_tag: int) -> bool:
+        """Whether *delivery_tag* is known to be settled."""
+        return self._acks.is_settled(delivery_tag)
 
     def nack(self, delivery_tag: int, multiple: bool = False, requeue: bool = True) -> Coroutine[Any, Any, None]:
         """``basic.nack``; raises as :meth:`ack` does."""
@@ -536,6 +564,11 @@ class WireChannel:
     def _write_due_ack(self) -> None:
         if due := self._acks.take_due():
             self._output.write(encode_ack(self.number, due, True))
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
+            self._ack_timer = None
+            for tag in self._acks.take_held():
+                self._output.write(encode_ack(self.number, tag, False))
 
     def _lost(self) -> DeliveryLost:
         error = DeliveryLost(f"the channel that brought the message is gone, the broker redelivers it: {self.error}")
@@ -689,11 +722,21 @@ class WireChannel:
         if self.error is not None:
             return
         self._closing = True
+        self._write_due_ack()
         self.publisher.refuse(f"channel {self.number} is being closed")
         for consumer in self._consumers.values():
             consumer.on_end(ChannelClosed("the channel is being closed", reply_code=200))
         for tag in self._consumers:
             self.consumers[tag] = _drop
+
+    def has_consumer(self, consumer: WireConsumer) -> bool:
+        """Whether deliveries go to *consumer*."""
+        return consumer in self._consumers.values()
+
+    def watch(self, callback: Callable[[], None]) -> None:
+        """Call *callback* when the channel is gone."""
+        if self.error is None:
+            self._watchers.append(callback)
 
     def _set_consumer(self, tag: bytes, consumer: WireConsumer) -> None:
         self._consumers[tag] = consumer
@@ -710,6 +753,7 @@ class WireChannel:
         if self.transport.server_supports("accept_consumer_cancel_ok"):  # whatever nowait says: it is always set
             self.send(make(Basic.CancelOk, consumer_tag=consumer_tag))
         if consumer is not None:
+            self._write_due_ack()  # of a consumer that counts as cancelled from here on, none would be written
             self.cancelled[encode_tag(consumer_tag)] = consumer.no_ack
             consumer.on_end(ConsumerCancelled(consumer_tag))
 
@@ -784,6 +828,8 @@ class WireChannel:
         self.error = error
         self._content.drop()
         self._acks.take_due()
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
         for starting in self._starting.values():
             starting.set_result(None)
         self._starting.clear()
@@ -796,4 +842,7 @@ class WireChannel:
         self.publisher.end(error)
         for consumer in consumers:
             consumer.on_end(error)
+        watchers, self._watchers = self._watchers, []
+        for callback in watchers:
+            callback()
         self._owner.on_wire_lost(self, error)

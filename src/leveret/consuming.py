@@ -1,0 +1,209 @@
+"""What ``queue.consume()`` does and returns."""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from leveret.consumer import (
+    Attach,
+    CallbackConsumer,
+    ConsumerCallback,
+    OnCancelled,
+    check_on_cancelled,
+    check_prefetch,
+)
+from leveret.draining import DrainReport, check_drain
+from leveret.draining import drain as drain_consumers
+from leveret.failures import OnError, failure_handler
+from leveret.message import Wire
+from leveret.records import ConsumerRecord
+from leveret.settling import WireOfConsumer
+from leveret.threads import in_thread
+from leveret.types import Arguments, TimeoutType
+
+if TYPE_CHECKING:
+    from leveret.channel import Channel
+    from leveret.wire.channel import WireChannel
+
+_MAX_PREFETCH = 65_535
+
+
+class Consumer(str):
+    """A consumer that runs a callback. ``queue.consume()`` returns it.
+
+    As a string it is the consumer tag, as in aio-pika, so ``queue.cancel(consumer)`` works. It stays the same when
+    the connection is lost and comes back.
+    """
+
+    _channel: Channel
+    _running: CallbackConsumer
+
+    def __new__(cls, tag: str, channel: Channel, running: CallbackConsumer) -> Consumer:
+        """Made by ``queue.consume()``."""
+        self = super().__new__(cls, tag)
+        self._channel = channel
+        self._running = running
+        return self
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it gets messages, or will when the connection is back; not once it was stopped or cancelled."""
+        return not self._running.is_stopping and self._channel.is_subscribed(self._running)
+
+    @property
+    def delivered(self) -> int:
+        """How many messages the broker delivered to it so far."""
+        return self._running.delivered
+
+    @property
+    def waiting(self) -> int:
+        """How many messages are here, and no callback has started on them."""
+        return self._running.waiting
+
+    @property
+    def in_flight(self) -> int:
+        """How many callbacks have begun, and wait for something."""
+        return self._running.in_flight
+
+    @property
+    def failed(self) -> int:
+        """How many callbacks failed so far."""
+        return self._running.failures.count
+
+    def set_concurrency(self, concurrency: int | None) -> None:
+        """Let at most so many callbacks run at a time, from now on; those that run go on.
+
+        AMQP cannot change the prefetch of a consumer that runs, so more than that many never run. Begin with a
+        ``prefetch`` that is large enough for what you may want later.
+
+        Args:
+            concurrency: 1 or more; None for no limit but the prefetch.
+
+        Raises:
+            ValueError: less than 1.
+        """
+        _check_concurrency(concurrency)
+        self._running.limit(concurrency)
+
+    async def stop(self, drain: float = 10, *, timeout: TimeoutType = None) -> DrainReport:
+        """Stop it, and let the callbacks that run come to their end.
+
+        It is cancelled (``basic.cancel``), what no callback has started on goes back to the queue, callbacks that
+        run may settle and publish as before, and their acks are written. Those that run after *drain* seconds are
+        cancelled, and their messages go back too. The channel stays open. It may be called again, also with less
+        time, and from inside a callback, which then does not wait for itself.
+
+        Args:
+            drain: seconds that callbacks get; 0 to cancel them at once, ``math.inf`` for as long as they take.
+            timeout: seconds on top of it, for callbacks to end that were cancelled, and for the broker to answer;
+                None for the connection's ``operation_timeout``.
+
+        Returns:
+            What became of the messages that were here.
+
+        Raises:
+            ValueError: *drain* is negative.
+
+        Cancellation: it is stopped all the same; callbacks go on.
+
+        Reconnect: when the link is lost, callbacks are cancelled whose messages are not settled: these come again.
+        """
+        check_drain(drain)
+        return await drain_consumers([self._running], drain, self._channel.seconds(timeout))
+
+
+async def consume(
+    channel: Channel,
+    queue: str,
+    callback: ConsumerCallback,
+    *,
+    no_ack: bool,
+    exclusive: bool,
+    arguments: Arguments,
+    consumer_tag: str | None,
+    timeout: TimeoutType,
+    robust: bool,
+    on_cancelled: OnCancelled,
+    prefetch: int | None,
+    concurrency: int | None,
+    on_error: OnError,
+    thread: bool,
+    ack_batch: int | None,
+) -> Consumer:
+    """What :meth:`Queue.consume` does, with the same arguments; *queue* is a name.
+
+    Raises:
+        TypeError, ValueError, DuplicateConsumerTag, ChannelNotFoundEntity, ChannelAccessRefused: as that.
+    """
+    if not callable(callback):
+        raise TypeError(f"the callback must be callable, not {callback!r}")
+    check_on_cancelled(on_cancelled)
+    _check_concurrency(concurrency)
+    if prefetch is None and concurrency is not None:
+        prefetch = min(2 * concurrency, _MAX_PREFETCH)
+    check_prefetch("prefetch", prefetch)
+    expected = channel.prefetch if prefetch is None else prefetch
+    _check_ack_batch(ack_batch, expected, no_ack)
+    tag = str(consumer_tag) if consumer_tag else channel.new_consumer_tag()
+
+    async def unsubscribe(seconds: float) -> None:
+        if channel.is_subscribed(running):
+            await channel.unsubscribe(tag, seconds)
+
+    running = CallbackConsumer(
+        in_thread(callback) if thread else callback,
+        no_ack,
+        channel.handler_tasks,
+        functools.partial(channel.on_consumer_cancelled, tag, on_cancelled),
+        contextvars.copy_context(),
+        unsubscribe,
+        prefetch=expected,
+        concurrency=concurrency,
+        on_failure=failure_handler(on_error),
+        via=_via(thread, ack_batch),
+    )
+    record = ConsumerRecord(
+        channel=channel.key,
+        consumer_tag=tag,
+        queue=queue,
+        no_ack=no_ack,
+        exclusive=exclusive,
+        arguments=arguments,
+        prefetch=prefetch,
+    )
+    channel.consumers.add(running)
+    attach: Attach = running.attach
+    await channel.subscribe(record, attach, timeout, on_cancelled=on_cancelled, robust=robust)
+    return Consumer(tag, channel, running)
+
+
+def _via(thread: bool, ack_batch: int | None) -> Callable[[WireChannel], Wire] | None:
+    """How messages see the wire; None for the wire itself."""
+    if not thread and ack_batch is None:
+        return None
+    owner = threading.get_ident() if thread else None
+
+    def via(wire: WireChannel) -> Wire:
+        return WireOfConsumer(wire, ack_batch, owner)
+
+    return via
+
+
+def _check_concurrency(concurrency: int | None) -> None:
+    if concurrency is not None and concurrency < 1:
+        raise ValueError(f"concurrency must be 1 or more, or None for no limit, not {concurrency}")
+
+
+def _check_ack_batch(ack_batch: int | None, prefetch: int, no_ack: bool) -> None:
+    if ack_batch is None:
+        return
+    if no_ack:
+        raise ValueError("ack_batch means nothing with no_ack: there are no acks")
+    if ack_batch < 2:
+        raise ValueError(f"ack_batch must be 2 or more, not {ack_batch}")
+    if 0 < prefetch < ack_batch:
+        raise ValueError(f"ack_batch is {ack_batch}, but the broker sends only {prefetch} messages ahead (prefetch)")
