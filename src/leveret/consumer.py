@@ -68,6 +68,7 @@ class CallbackConsumer:
         prefetch: how many unacknowledged messages the broker sends; 0 for no limit.
         concurrency: how many callbacks may run at a time; None for no limit.
         on_failure: what sees to a message whose callback failed; None to leave it.
+        logs_failures: whether failures are logged before that is called.
         via: gives the wire as the messages see it; None for the wire itself.
 
     Attributes:
@@ -109,12 +110,15 @@ class CallbackConsumer:
         prefetch: int = 0,
         concurrency: int | None = None,
         on_failure: FailureHandler | None = None,
+        logs_failures: bool = True,
         via: Callable[[WireChannel], Wire] | None = None,
     ) -> None:
         self.no_ack = no_ack
         self.delivered = 0
         self.failures = failures = Failures(prefetch, self._is_settled)
-        self._callback = callback if on_failure is None else failures.guard(callback, on_failure, lambda: self._tag)
+        if on_failure is not None:
+            callback = failures.guard(callback, on_failure, lambda: self._tag, logs=logs_failures)
+        self._callback = callback
         self._on_cancelled = on_cancelled
         self._context = context
         self._unsubscribe = unsubscribe

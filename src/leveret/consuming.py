@@ -18,15 +18,17 @@ from leveret.consumer import (
 )
 from leveret.draining import DrainReport, check_drain
 from leveret.draining import drain as drain_consumers
-from leveret.failures import OnError, failure_handler
+from leveret.failures import FailureHandler, OnError, failure_handler
 from leveret.message import Wire
 from leveret.records import ConsumerRecord
-from leveret.settling import WireOfConsumer
+from leveret.settling import WireOfConsumer, ack_on_return
 from leveret.threads import in_thread
 from leveret.types import Arguments, TimeoutType
 
 if TYPE_CHECKING:
     from leveret.channel import Channel
+    from leveret.message_retry import MessageRetry
+    from leveret.queue import Queue
     from leveret.wire.channel import WireChannel
 
 _MAX_PREFETCH = 65_535
@@ -117,8 +119,7 @@ class Consumer(str):
 
 
 async def consume(
-    channel: Channel,
-    queue: str,
+    queue: Queue,
     callback: ConsumerCallback,
     *,
     no_ack: bool,
@@ -133,8 +134,9 @@ async def consume(
     on_error: OnError,
     thread: bool,
     ack_batch: int | None,
+    retry: MessageRetry | None,
 ) -> Consumer:
-    """What :meth:`Queue.consume` does, with the same arguments; *queue* is a name.
+    """What :meth:`Queue.consume` does, with the same arguments.
 
     Raises:
         TypeError, ValueError, DuplicateConsumerTag, ChannelNotFoundEntity, ChannelAccessRefused: as that.
@@ -142,6 +144,8 @@ async def consume(
     if not callable(callback):
         raise TypeError(f"the callback must be callable, not {callback!r}")
     check_on_cancelled(on_cancelled)
+    channel = queue.channel
+    on_failure = failure_handler(on_error)
     _check_concurrency(concurrency)
     if prefetch is None and concurrency is not None:
         prefetch = min(2 * concurrency, _MAX_PREFETCH)
@@ -154,8 +158,13 @@ async def consume(
         if channel.is_subscribed(running):
             await channel.unsubscribe(tag, seconds)
 
+    if thread:
+        callback = in_thread(callback)
+    if retry is not None:
+        _check_retry(on_failure, no_ack)
+        callback, on_failure = ack_on_return(callback), (await retry.prepare(queue)).on_failure
     running = CallbackConsumer(
-        in_thread(callback) if thread else callback,
+        callback,
         no_ack,
         channel.handler_tasks,
         functools.partial(channel.on_consumer_cancelled, tag, on_cancelled),
@@ -163,13 +172,14 @@ async def consume(
         unsubscribe,
         prefetch=expected,
         concurrency=concurrency,
-        on_failure=failure_handler(on_error),
+        on_failure=on_failure,
+        logs_failures=retry is None,  # which says what becomes of the message, too
         via=_via(thread, ack_batch),
     )
     record = ConsumerRecord(
         channel=channel.key,
         consumer_tag=tag,
-        queue=queue,
+        queue=queue.name,
         no_ack=no_ack,
         exclusive=exclusive,
         arguments=arguments,
@@ -196,6 +206,13 @@ def _via(thread: bool, ack_batch: int | None) -> Callable[[WireChannel], Wire] |
 def _check_concurrency(concurrency: int | None) -> None:
     if concurrency is not None and concurrency < 1:
         raise ValueError(f"concurrency must be 1 or more, or None for no limit, not {concurrency}")
+
+
+def _check_retry(on_failure: FailureHandler | None, no_ack: bool) -> None:
+    if on_failure is not None:
+        raise ValueError("choose one of retry and on_error: both say what becomes of a message whose callback failed")
+    if no_ack:
+        raise ValueError("retry means nothing with no_ack: the broker has forgotten the message")
 
 
 def _check_ack_batch(ack_batch: int | None, prefetch: int, no_ack: bool) -> None:

@@ -123,9 +123,14 @@ class Failures:
         return printable(f"consumer {tag.decode('utf-8', 'replace')!r} gets nothing more: {self._description()}")
 
     def guard(
-        self, callback: Callable[[IncomingMessage], object], handler: FailureHandler, tag: Callable[[], bytes]
+        self,
+        callback: Callable[[IncomingMessage], object],
+        handler: FailureHandler,
+        tag: Callable[[], bytes],
+        *,
+        logs: bool = True,
     ) -> Callable[[IncomingMessage], Awaitable[object]]:
-        """Make of *callback* one that never fails: *handler* sees to it."""
+        """Make of *callback* one that never fails: *handler* sees to it, and, unless this *logs* failures, tells."""
 
         async def guarded(message: IncomingMessage) -> object:
             try:
@@ -138,7 +143,10 @@ class Failures:
                 if task is None or task.cancelling():
                     raise
                 error = exc  # of something that it waited for: nobody cancelled this task
-            self.report(tag(), message, error, "on_error decides")
+            if logs:
+                self.report(tag(), message, error, "on_error decides")
+            else:
+                self.count += not isinstance(error, DeliveryLost)
             if isinstance(error, DeliveryLost):
                 return None  # it comes again
             try:

@@ -23,6 +23,7 @@ from leveret.wire.methods import make
 
 if TYPE_CHECKING:
     from leveret.channel import Channel
+    from leveret.message_retry import MessageRetry
     from leveret.wire.channel import Fetched, WireChannel
 
 
@@ -183,6 +184,7 @@ class Queue:
         on_error: OnError = "leave",
         thread: bool = False,
         ack_batch: int | None = None,
+        retry: MessageRetry | None = None,
     ) -> Consumer:
         """Run *callback* for every message (``basic.consume``).
 
@@ -218,13 +220,16 @@ class Queue:
             ack_batch: write this many acks at a time, or what there is after 0.1 seconds; 2 or more, and no more than
                 the prefetch. When the link is lost, messages whose acks were not written come again. None writes
                 acks at the end of the event loop's turn.
+            retry: try a message again whose callback failed, and put it aside at last, instead of *on_error*. A message
+                whose callback returns is acknowledged then, unless it was settled. See :class:`~leveret.MessageRetry`.
 
         Returns:
             The consumer: a string, its tag, with methods of its own.
 
         Raises:
             TypeError: *callback* cannot be called, or is a coroutine function where *thread* wants a plain one.
-            ValueError: *on_cancelled* or *on_error* is none of the choices, or a number is out of range.
+            ValueError: *on_cancelled* or *on_error* is none of the choices, a number is out of range, or *retry* is
+                given beside *on_error* or *no_ack*; and as :meth:`MessageRetry.prepare`.
             DuplicateConsumerTag: the channel has that tag.
             ChannelNotFoundEntity: no such queue.
             ChannelAccessRefused: it has an exclusive consumer.
@@ -236,8 +241,7 @@ class Queue:
         https://www.rabbitmq.com/docs/consumers
         """
         return await consume(
-            self.channel,
-            self.name,
+            self,
             callback,
             no_ack=no_ack,
             exclusive=exclusive,
@@ -251,6 +255,7 @@ class Queue:
             on_error=on_error,
             thread=thread,
             ack_batch=ack_batch,
+            retry=retry,
         )
 
     async def cancel(

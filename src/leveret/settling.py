@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+import inspect
 import threading
-from collections.abc import Container, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Sequence
 from typing import Any, Protocol
 
 from leveret.message import IncomingMessage, Wire
@@ -42,6 +43,18 @@ def settle(message: IncomingMessage, verdict: Verdict) -> Coroutine[Any, Any, No
     if verdict is Nack:
         return message.nack()
     return message.reject(requeue=verdict is Requeue)
+
+
+def ack_on_return(callback: Callable[[IncomingMessage], object]) -> Callable[[IncomingMessage], Awaitable[object]]:
+    """Make of *callback* one that says that its message is done, unless it says or does otherwise."""
+
+    async def settling(message: IncomingMessage) -> object:
+        result = callback(message)
+        if inspect.isawaitable(result):
+            result = await result
+        return result if isinstance(result, Verdict) or message.processed else Ack
+
+    return settling
 
 
 class BatchingWire(Wire, Protocol):

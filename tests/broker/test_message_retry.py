@@ -15,11 +15,14 @@ from leveret import (
     Message,
     MessageRetry,
     Queue,
+    Reject,
     RobustConnection,
+    Verdict,
     connect,
     message_retry,
 )
 from leveret.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
+from leveret.message_retry import Retrier
 from leveret.retry_ladder import Backend
 from leveret.wire import codec
 from tests.broker.test_helpers import drain, eventually, fill, holds, ready
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from leveret import Connection
-    from leveret.message_retry import Retrier
     from tests.support.brokers import RemoteBroker
     from tests.support.node import Node
     from tests.support.proxy import FaultProxy
@@ -66,7 +68,7 @@ class Handler:
 
 
 class Bench:
-    """Consumes with retries, as ``consume(retry=…)`` does, and cleans up."""
+    """Consumes with retries, and cleans up."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -77,20 +79,7 @@ class Bench:
     ) -> Retrier:
         retrier = await retry.prepare(queue)
         self.queues |= {queue.name, *(spec.name for spec in retrier._plan.queues)}
-
-        async def callback(message: IncomingMessage) -> None:
-            try:
-                await handler(message)
-            except asyncio.CancelledError as error:
-                await retrier.on_failure(message, error)
-                raise
-            except Exception as error:
-                await retrier.on_failure(message, error)
-            else:
-                if not message.processed:
-                    await message.ack()
-
-        await queue.consume(callback)
+        await queue.consume(handler, retry=retry)
         return retrier
 
     async def parked(self, name: str) -> IncomingMessage:
@@ -492,7 +481,9 @@ async def test_what_cannot_be_parked_is_requeued(
 
 
 @pytest.mark.usefixtures("quick")
-async def test_it_is_held_where_requeueing_could_lose_it(bench: Bench, channel: Channel, name: str) -> None:
+async def test_it_is_held_where_requeueing_could_lose_it(
+    bench: Bench, channel: Channel, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A quorum queue that takes it back once drops it the second time; it is held until there is room."""
     queue = await channel.declare_queue(name, durable=True, arguments=QUORUM | {"x-delivery-limit": 1})
     full = await channel.declare_queue(
@@ -500,8 +491,8 @@ async def test_it_is_held_where_requeueing_could_lose_it(bench: Bench, channel: 
     )
     await published(channel, full.name, b"first")
     handler = Handler()
-    retrier = await bench.consume(queue, MessageRetry(attempts=1, park_in=full.name), handler)
-    publishes = count_calls(retrier)
+    publishes = count_calls(monkeypatch)
+    await bench.consume(queue, MessageRetry(attempts=1, park_in=full.name), handler)
     await published(channel, name)
     await eventually(lambda: len(publishes) > 6)
     assert (await full.get(no_ack=True)).body == b"first"
@@ -509,15 +500,15 @@ async def test_it_is_held_where_requeueing_could_lose_it(bench: Bench, channel: 
     await handler.called(1)
 
 
-def count_calls(retrier: Retrier) -> list[object]:
-    """What *retrier* publishes from now on."""
-    publish, calls = retrier._publish, list[object]()
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What retriers publish from now on."""
+    publish, calls = Retrier._publish, list[object]()
 
-    async def counted(copy: Any) -> Any:
+    async def counted(self: Retrier, copy: Any) -> Any:
         calls.append(copy)
-        return await publish(copy)
+        return await publish(self, copy)
 
-    retrier._publish = counted  # type: ignore[method-assign]
+    monkeypatch.setattr(Retrier, "_publish", counted)
     return calls
 
 
@@ -615,15 +606,17 @@ async def test_cancelled_handlers_fail_nothing(
     await holds(channel, f"{name}.parked", 0)
 
 
-async def test_cancelled_while_it_is_held(connection: Connection, bench: Bench, channel: Channel, name: str) -> None:
+async def test_cancelled_while_it_is_held(
+    connection: Connection, bench: Bench, channel: Channel, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     full = await channel.declare_queue(
         f"{name}.aside", durable=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
     )
     await published(channel, full.name, b"first")
     async with connection.channel() as mine:
         queue = await mine.declare_queue(name, durable=True)
-        retrier = await bench.consume(queue, MessageRetry(attempts=1, park_in=full.name), Handler())
-        publishes = count_calls(retrier)
+        publishes = count_calls(monkeypatch)
+        await bench.consume(queue, MessageRetry(attempts=1, park_in=full.name), Handler())
         await published(channel, name)
         await eventually(lambda: len(publishes) == 3)
     await holds(channel, name, 1)
@@ -662,3 +655,34 @@ async def test_settled_or_lost_before(
         assert "delivers it again" in caplog.text
     await holds(channel, name, 1)
     await holds(channel, f"{name}.parked", 0)
+
+
+async def test_retry_is_instead_of_on_error_and_needs_acks(channel: Channel, name: str) -> None:
+    queue = await channel.declare_queue(name, exclusive=True)
+    retry = MessageRetry(park_in=f"{name}.parked")
+    with pytest.raises(ValueError, match="choose one of retry and on_error"):
+        await queue.consume(print, retry=retry, on_error="reject")
+    with pytest.raises(ValueError, match="retry means nothing with no_ack"):
+        await queue.consume(print, True, retry=retry)
+    with pytest.raises(ValueError, match="temporary"):
+        await queue.consume(print, retry=MessageRetry())
+    assert queue.channel.is_live
+
+
+@pytest.mark.parametrize("thread", [False, True])
+async def test_a_callback_that_returns_has_its_message_acknowledged(channel: Channel, name: str, thread: bool) -> None:
+    queue = await channel.declare_queue(name, exclusive=True)
+    seen: list[bytes] = []
+
+    def callback(message: IncomingMessage) -> Verdict | None:
+        seen.append(message.body)
+        return Reject if message.body == b"no" else None
+
+    retry = MessageRetry(park_in=f"{name}.parked")
+    consumer = await queue.consume(callback, retry=retry, thread=thread, prefetch=1)
+    await fill(channel, queue, [b"yes", b"no", b"yes"])
+    await eventually(lambda: len(seen) == 3)
+    await consumer.stop()
+    assert await ready(channel, name) == 0
+    assert consumer.failed == 0
+    await channel.queue_delete(f"{name}.parked")

@@ -165,7 +165,8 @@ class Publisher:
         if self._refusal is not None:
             self.check_open()
         output = self.output
-        data = self._encode(publish, b"" if output.is_held else publish.body)
+        body = b"" if output.is_held else publish.body
+        data = self._encoder.encode(publish.exchange, publish.routing_key, publish.mandatory, publish.properties, body)
         publish.holder = self
         if output.is_held:
             self._hold(publish)
