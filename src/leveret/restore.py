@@ -187,6 +187,7 @@ class Restorer:
         """
         if self._private is None or self._private.transport is not transport:
             self._private = _Private(transport, functools.partial(self._lend, transport))
+            self._checked.clear()
         private = self._private
         try:
             all_were_tried = True
@@ -276,9 +277,12 @@ class Restorer:
         Returns:
             Whether all were checked.
         """
-        due = [record for channel in self._channels() for record in self._registry.missing(channel)]
+        # Those of a channel that is being restored were checked before that began.
+        idle = [channel for channel in self._channels() if channel not in self._busy]
+        due = [record for channel in idle for record in self._registry.missing(channel)]
         others = [r for r in due if queue_key(r.queue) not in self._registry and not _is_reply_to(r.queue)]
-        self._checked = {record.key for record in due} - {record.key for record in others}
+        self._checked |= {record.key for record in due}
+        self._checked -= {record.key for record in others}
         all_were_tried = await self._declare(
             private, [(record, QueueRecord(name=record.queue).method(passive=True)) for record in others]
         )

@@ -64,6 +64,8 @@ async def stays_flat(
     rounds: int, warm_up: int, once: Callable[[], Awaitable[None]], *, memory: float = FLAT_SOON
 ) -> None:
     """Run *once* in *rounds*; after the first *warm_up*, nothing may grow, but *memory* by so little."""
+    # A loop keeps timers that were cancelled for a while, and with debug on the traceback of each.
+    asyncio.get_running_loop().set_debug(False)
     for _ in range(warm_up):
         await once()
     before = await settled()

@@ -49,6 +49,23 @@ async def test_an_event_while_a_lost_consumer_s_queue_is_declared_makes_no_endle
         assert len(server.link.all(DECLARE)) < 6
 
 
+async def test_an_event_while_somebody_else_s_queue_is_looked_for_makes_no_endless_round() -> None:
+    """The next comparison took back that it was there, and the consumer never began."""
+    async with robust() as (connection, server):
+        channel, other = await channel_of(connection), await channel_of(connection)
+        await (await channel.get_queue("theirs", ensure=False)).consume(print)
+        held = Held()
+        server.at(DECLARE, held)
+        server.link.cancel("theirs")
+        await held.reached()
+        restoring = asyncio.ensure_future(other.restore())
+        await turns()
+        held.go()
+        await within(restoring)
+        await server.seen(CONSUME, 2)
+        assert len(server.link.all(DECLARE)) < 4
+
+
 @pytest.mark.parametrize("answer", ["in time", "late"])
 async def test_a_consumer_after_set_qos_has_that_prefetch_even_before_its_answer(answer: str) -> None:
     """The consumer sent the prefetch before."""
