@@ -367,6 +367,7 @@ class Restorer:
             is_checked = not channel.is_live or record.key in self._checked
             if not is_checked or not self._registry.is_missing(record, channel):
                 continue
+            self._checked.discard(record.key)  # which is good for one attempt
             try:
                 await _answered(channel.resubscribe(record, math.inf), _CONSUME, transport)
             except Exception as exc:
@@ -390,6 +391,7 @@ class Restorer:
             error = lost
         if not isinstance(error, Exception):
             raise error
+        self._checked.discard(record.key)
         if record.key in self._registry:
             self._log_refusal(self._registry.on_refused(record, error))
             self._on_trouble(record, error)
