@@ -17,7 +17,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
-from leveret.consumer import OnCancelled
+from leveret.consumer import MAX_PREFETCH, OnCancelled
 from leveret.exceptions import DeliveryLost
 from leveret.iterator import QueueConsumer
 from leveret.log import get_logger
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from leveret.queue import Queue
 
 _log = get_logger(__name__)
-
-_MAX_PREFETCH = 65_535
 
 
 class Batch(Sequence[IncomingMessage]):
@@ -207,12 +205,12 @@ class BatchIterator(QueueConsumer):
         robust: bool = True,
         on_cancelled: OnCancelled = "resubscribe",
     ) -> None:
-        if not 1 <= size <= _MAX_PREFETCH:
-            raise ValueError(f"size must be from 1 to {_MAX_PREFETCH}, not {size}")
+        if not 1 <= size <= MAX_PREFETCH:
+            raise ValueError(f"size must be from 1 to {MAX_PREFETCH}, not {size}")
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"timeout must not be negative: {timeout}")
         if prefetch is None:
-            prefetch = min(2 * size, _MAX_PREFETCH)
+            prefetch = min(2 * size, MAX_PREFETCH)
         elif 0 < prefetch < size:
             raise ValueError(f"a prefetch of {prefetch} would never fill a batch of {size}; twice the size is good")
         super().__init__(
@@ -261,7 +259,7 @@ class BatchIterator(QueueConsumer):
         not handed out is dropped, because the broker delivers it again.
         """
         if not (count := self._count()):
-            self._is_back()
+            self._in_hand.come_back(asyncio.current_task())
             if not self._is_consuming:
                 await self.consume()
             while not (count := self._count()):
@@ -274,7 +272,7 @@ class BatchIterator(QueueConsumer):
         messages = self._messages
         batch = Batch([messages.popleft() for _ in range(count)])
         self._start_clock()  # for what is left over
-        self._handed = batch
+        self._in_hand.take(batch)
         return batch
 
     def _start_clock(self) -> None:

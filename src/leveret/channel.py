@@ -68,7 +68,7 @@ class Channel:
         prefetch: how many unacknowledged messages the broker sends to a consumer that begins now without a
             ``prefetch`` of its own; 0 for no limit.
         key: tells it from the other channels of this process, in records of what was declared and consumed.
-        handler_tasks: callbacks that run.
+        handler_tasks: callbacks that run, and consumers that are being stopped.
         consumers: what consumes on it, or did, and somebody still holds.
         in_transaction: whether a transaction has begun on it and was not ended.
         write_publish: how exchanges publish on it, for as long as it is as it is now.
@@ -201,7 +201,7 @@ class Channel:
             await self._close(timeout)
             return None
         check_drain(drain)
-        return await drain_for(lambda: self.consumers, self._close, drain, timeout)
+        return await drain_for(list(self.consumers), self._close, drain, timeout)
 
     async def _close(self, timeout: float) -> None:
         wire = self._wire

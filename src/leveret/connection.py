@@ -171,9 +171,10 @@ class Connection:
             await self._close(exc, timeout)
             return None
         check_drain(drain)
-        return await drain_for(self._consumers, functools.partial(self._close, exc), drain, timeout)
+        return await drain_for(self.consumers(), functools.partial(self._close, exc), drain, timeout)
 
-    def _consumers(self) -> list[Drainable]:
+    def consumers(self) -> list[Drainable]:
+        """All that consume on its channels."""
         return [consumer for channel in self._channels for consumer in channel.consumers]
 
     async def _close(self, exc: BaseException | None, timeout: float) -> None:

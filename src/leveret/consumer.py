@@ -49,6 +49,8 @@ _TASK = 2560
 """Bytes that a message takes beside its contents, and that a callback which waits takes with its task (measured on
 CPython 3.11). Those that have not begun count as much: they begin whether anything is read or not."""
 
+MAX_PREFETCH = 65_535
+
 Attach: TypeAlias = "Callable[[WireChannel, str], WireConsumer]"
 """Makes the consumer for a wire, with the tag that it has there."""
 
@@ -325,9 +327,15 @@ class CallbackConsumer:
         return self._stopping is not None
 
     @property
+    def is_stopped(self) -> bool:
+        """Whether it was stopped before, and no callback runs."""
+        return self._stopping is not None and self._stopping.done() and not self._handlers.tasks
+
+    @property
     def complaint(self) -> str | None:
         """What is wrong with it, for ``connection.health()``."""
-        return self.failures.complaint(self._tag) if self._wire is not None and self._wire.is_open else None
+        is_active = self._stopping is None and self._wire is not None and self._wire.is_open
+        return self.failures.complaint(self._tag) if is_active else None
 
     def limit(self, concurrency: int | None) -> None:
         """Run at most so many callbacks at a time from now on; None for no limit."""
@@ -411,8 +419,8 @@ def check_on_cancelled(on_cancelled: str) -> None:
 
 def check_prefetch(name: str, prefetch: int | None) -> None:
     """Raise ValueError for a *prefetch*, the argument *name*, that AMQP cannot carry."""
-    if prefetch is not None and not 0 <= prefetch <= 65_535:
-        raise ValueError(f"{name} must be from 0 (no limit) to 65535, not {prefetch}")
+    if prefetch is not None and not 0 <= prefetch <= MAX_PREFETCH:
+        raise ValueError(f"{name} must be from 0 (no limit) to {MAX_PREFETCH}, not {prefetch}")
 
 
 def is_normal(error: Exception | None) -> bool:

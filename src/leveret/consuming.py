@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import functools
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from leveret.consumer import (
+    MAX_PREFETCH,
     Attach,
     CallbackConsumer,
     ConsumerCallback,
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
     from leveret.message_retry import MessageRetry
     from leveret.queue import Queue
     from leveret.wire.channel import WireChannel
-
-_MAX_PREFETCH = 65_535
 
 
 class Consumer(str):
@@ -148,10 +148,10 @@ async def consume(
     on_failure = failure_handler(on_error)
     _check_concurrency(concurrency)
     if prefetch is None and concurrency is not None:
-        prefetch = min(2 * concurrency, _MAX_PREFETCH)
+        prefetch = min(2 * concurrency, MAX_PREFETCH)
     check_prefetch("prefetch", prefetch)
-    expected = channel.prefetch if prefetch is None else prefetch
-    _check_ack_batch(ack_batch, expected, no_ack)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + channel.seconds(timeout)
     tag = str(consumer_tag) if consumer_tag else channel.new_consumer_tag()
 
     async def unsubscribe(seconds: float) -> None:
@@ -162,7 +162,11 @@ async def consume(
         callback = in_thread(callback)
     if retry is not None:
         _check_retry(on_failure, no_ack)
-        callback, on_failure = ack_on_return(callback), (await retry.prepare(queue)).on_failure
+        async with asyncio.timeout_at(deadline):
+            retrier = await retry.prepare(queue)
+        callback, on_failure = ack_on_return(callback), retrier.on_failure
+    expected = channel.prefetch if prefetch is None else prefetch
+    _check_ack_batch(ack_batch, expected, no_ack)
     running = CallbackConsumer(
         callback,
         no_ack,
@@ -187,7 +191,8 @@ async def consume(
     )
     channel.consumers.add(running)
     attach: Attach = running.attach
-    await channel.subscribe(record, attach, timeout, on_cancelled=on_cancelled, robust=robust)
+    left = max(0.0, deadline - loop.time())
+    await channel.subscribe(record, attach, left, on_cancelled=on_cancelled, robust=robust)
     return Consumer(tag, channel, running)
 
 

@@ -43,7 +43,7 @@ class DrainReport:
 
 
 class Drainable(Protocol):
-    """What :func:`drain` asks of a consumer; nothing of it raises but CancelledError."""
+    """What is asked of a consumer, by :func:`drain` and by its channel; nothing of it raises but CancelledError."""
 
     @property
     def report(self) -> DrainReport:
@@ -55,8 +55,13 @@ class Drainable(Protocol):
         """What is wrong with it, for ``connection.health()``."""
         ...
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it was stopped before, and there is nothing to wait for."""
+        ...
+
     def begin_stop(self, deadline: float) -> None:
-        """Start no handler any more, cancel the consumer, and give back what was not started on."""
+        """Start no handler any more, cancel the consumer until *deadline*, and give back what was not started on."""
         ...
 
     async def until_idle(self, deadline: float) -> None:
@@ -91,17 +96,18 @@ async def drain(consumers: Iterable[Drainable], seconds: float, grace: float) ->
     Cancellation: they are stopped all the same; handlers go on.
     """
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + seconds
-    last = deadline + grace
+    began = loop.time()
+    deadline = began + seconds
     stopping = list(consumers)
     task = asyncio.current_task()
     assert task is not None
     try:
         for each in stopping:
             each.enter(task)
-            each.begin_stop(last)
+            each.begin_stop(began + grace)
         for each in stopping:
             await each.until_idle(deadline)
+        last = min(loop.time(), deadline) + grace
         for each in stopping:
             each.cut_short()
         for each in stopping:
@@ -115,7 +121,7 @@ async def drain(consumers: Iterable[Drainable], seconds: float, grace: float) ->
 
 
 async def drain_for(
-    consumers: Callable[[], Iterable[Drainable]],
+    consumers: Iterable[Drainable],
     close: Callable[[float], Awaitable[None]],
     seconds: float,
     timeout: float,
@@ -130,7 +136,7 @@ async def drain_for(
     loop = asyncio.get_running_loop()
     last = loop.time() + seconds + timeout
     left = 0.0
-    stopping = list(consumers())
+    stopping = [each for each in consumers if not each.is_stopped]
     try:
         report = await drain(stopping, seconds, timeout / 2)
         if stopping:

@@ -73,7 +73,7 @@ class Failures:
         self.count = 0
         self._prefetch = prefetch
         self._is_settled = is_settled
-        self._left: list[int] = []
+        self._left: list[IncomingMessage] = []
         self._has_warned = False
 
     def report(self, tag: bytes, message: IncomingMessage, error: BaseException, fate: str) -> None:
@@ -98,7 +98,7 @@ class Failures:
         """Whoever saw to the failure is done with *message*."""
         if message.processed or not message.is_live or not self._prefetch:
             return
-        self._left.append(message.delivery_tag)
+        self._left.append(message)
         if self._fill_the_prefetch() and not self._has_warned:
             self._has_warned = True
             _log.warning("consumer %r gets nothing more: %s", tag, self._description())
@@ -110,7 +110,11 @@ class Failures:
 
     def _fill_the_prefetch(self) -> bool:
         if len(self._left) >= self._prefetch:
-            self._left = [tag for tag in self._left if not self._is_settled(tag)]
+            self._left = [
+                message
+                for message in self._left
+                if not message.processed and message.is_live and not self._is_settled(message.delivery_tag)
+            ]
         return 0 < self._prefetch <= len(self._left)
 
     def _description(self) -> str:

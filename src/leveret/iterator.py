@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from leveret.consumer import OnCancelled, check_on_cancelled, check_prefetch, give_back, held, is_normal
 from leveret.draining import DrainReport, wait_until
 from leveret.exceptions import ChannelInvalidStateError, Closed, ConsumerCancelled, fresh
+from leveret.in_hand import InHand
 from leveret.log import get_logger, printable
 from leveret.message import IncomingMessage
 from leveret.records import ConsumerRecord
@@ -72,12 +72,10 @@ class QueueConsumer:
         self._closed = False
         self._given_back = False
         # From here on: for draining.
-        self._user: asyncio.Task[Any] | None = None  # the one that iterates, as far as we know
-        self._handed: Sequence[IncomingMessage] = ()  # what it works on
-        self._back: asyncio.Future[object] | None = None  # it asked for the next
+        self._in_hand = InHand()
         self._stopping: asyncio.Task[None] | None = None
         self._parked: deque[IncomingMessage] = deque()
-        self._in_hand: Sequence[IncomingMessage] = ()  # what the user worked on when it was stopped
+        self._at_stop: list[IncomingMessage] = []  # what users worked on when it was stopped
         self._requeued = self._lost = 0
 
     def __repr__(self) -> str:
@@ -95,7 +93,6 @@ class QueueConsumer:
                 return
             channel = self._queue.channel
             channel.consumers.add(self)
-            self._user = asyncio.current_task()
             tag = self._requested_tag or channel.new_consumer_tag()
             record = ConsumerRecord(
                 channel=channel.key,
@@ -185,7 +182,7 @@ class QueueConsumer:
 
         Idempotent, and bounded by DEFAULT_CLOSE_TIMEOUT seconds; on a channel that is gone there is nothing to do.
         """
-        self._is_back()
+        self._in_hand.come_back(asyncio.current_task())
         await self._close()
 
     async def _close(self) -> None:
@@ -203,21 +200,28 @@ class QueueConsumer:
             self._give_back()
 
     def _give_back(self) -> None:
-        """Requeue what nobody has seen."""
+        """Requeue what nobody has seen; what cannot be is handed out while somebody drains."""
         self._given_back = True
-        if self.no_ack and self._messages:
-            _log.warning("%r: %d messages were not handed out, and are gone (no_ack)", self, len(self._messages))
-            self._lost += len(self._messages)
+        if not (self.no_ack and self._stopping is not None):
+            self._drop()
         self._requeued += give_back(self._parked)
         self.on_abandoned()
+
+    def _drop(self) -> None:
+        if self.no_ack and self._messages:
+            _log.warning("%r: %d messages were not handed out, and are gone (no_ack)", self, len(self._messages))
+            if self._stopping is not None:
+                self._lost += len(self._messages)
+            self._messages.clear()
+            self._arrived.set()
 
     # ------------------------------------------------------------------- when the channel or connection is drained
 
     @property
     def report(self) -> DrainReport:
         """What became of its messages since it was stopped."""
-        drained = sum(message.processed for message in self._in_hand)
-        return DrainReport(drained, self._requeued + len(self._in_hand) - drained, self._lost)
+        drained = sum(message.processed for message in self._at_stop)
+        return DrainReport(drained, self._requeued + len(self._at_stop) - drained, self._lost)
 
     @property
     def complaint(self) -> str | None:
@@ -225,19 +229,9 @@ class QueueConsumer:
         return None
 
     @property
-    def _is_busy(self) -> bool:
-        """Whether the user works on a message that it may still settle."""
-        return any(message.is_live and not message.processed for message in self._handed)
-
-    def _is_back(self) -> None:
-        """The user asks for the next, or for none any more."""
-        self._user = asyncio.current_task()
-        self._handed = ()
-        self._tell_back()
-
-    def _tell_back(self) -> None:
-        if self._back is not None and not self._back.done():
-            self._back.set_result(None)
+    def is_stopped(self) -> bool:
+        """Whether it was closed, and there is nothing to wait for."""
+        return self._closed and (self._stopping is None or self._stopping.done())
 
     def _park(self) -> None:
         """Hand out nothing more, unless it would be lost."""
@@ -249,7 +243,7 @@ class QueueConsumer:
         """Close it, and hand out nothing more."""
         if self._stopping is not None or self._closed:
             return
-        self._in_hand = self._handed if self._is_busy else ()
+        self._at_stop = self._in_hand.unsettled
         self._park()
         loop = asyncio.get_running_loop()
         self._stopping = task = asyncio.Task(self._close(), loop=loop, name=f"leveret stops {self!r}")
@@ -257,27 +251,30 @@ class QueueConsumer:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
         if self._wire is not None:
-            self._wire.watch(self._tell_back)
+            self._wire.watch(self._in_hand.look_again)
 
     def enter(self, task: asyncio.Task[Any]) -> None:
         """Whoever iterates does not wait for itself."""
-        if task is self._user:
-            self._is_back()
+        self._in_hand.come_back(task)
 
     def leave(self, task: asyncio.Task[Any]) -> None:
         """There is nothing to undo: it is closed."""
 
     async def until_idle(self, deadline: float) -> None:
-        """Wait until the user has settled what it works on, or asks for the next.
+        """Wait until users have settled what they work on, ask for the next, or have ended.
 
-        It never raises, and waits until *deadline* in event loop time at most.
+        It never raises, and waits until *deadline* in event loop time at most. Messages that need no acknowledgement
+        are waited for until they are taken.
         """
-        if self._is_busy:
-            self._back = self._back or asyncio.get_running_loop().create_future()
-            await wait_until([self._back], deadline)
+        await self._in_hand.until_settled(deadline)
+        while self.no_ack and self._messages and not self._in_hand.is_deserted:
+            if asyncio.get_running_loop().time() >= deadline:
+                return
+            await self._in_hand.until_next(deadline)
 
     def cut_short(self) -> None:
-        """The user's task is not ours to cancel."""
+        """The users' tasks are not ours to cancel."""
+        self._drop()
 
     async def until_stopped(self, deadline: float) -> None:
         """Wait until it is closed; until *deadline* at most. It never raises."""
@@ -328,9 +325,9 @@ class QueueIterator(QueueConsumer):
         not handed out is dropped, because the broker delivers it again.
         """
         if (message := self._next()) is not None:
-            self._handed = (message,)
+            self._in_hand.take((message,))
             return message
-        self._is_back()
+        self._in_hand.come_back(asyncio.current_task())
         async with asyncio.timeout(self._timeout):
             if not self._is_consuming:
                 await self.consume()
@@ -338,5 +335,5 @@ class QueueIterator(QueueConsumer):
                 self._check_going_on()
                 self._arrived.clear()
                 await self._arrived.wait()
-        self._handed = (message,)
+        self._in_hand.take((message,))
         return message

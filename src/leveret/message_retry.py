@@ -37,11 +37,11 @@ from leveret.message import IncomingMessage, Message, ReturnedMessage
 from leveret.retry_ladder import (
     MAX_NAME,
     Backend,
+    GiveBack,
     Park,
     Plan,
     QueueFacts,
-    QueueSpec,
-    Requeue,
+    QueueToDeclare,
     Wait,
     choose_backend,
     copy_to_park,
@@ -307,7 +307,7 @@ class Retrier:
                     await probe.get_exchange(self._retry.dead_letter_to)
         self._plan, self._is_declared, self._declared_at = plan, True, began
 
-    async def _declare(self, spec: QueueSpec) -> None:
+    async def _declare(self, spec: QueueToDeclare) -> None:
         try:
             await self._try(spec)
         except ChannelPreconditionFailed:  # it exists with other arguments
@@ -324,7 +324,7 @@ class Retrier:
             channel = await self._outlet.channel(self._connection)
             await channel.declare_queue(spec.name, durable=spec.durable, arguments=spec.arguments)
 
-    async def _try(self, spec: QueueSpec, *, passive: bool = False) -> None:
+    async def _try(self, spec: QueueToDeclare, *, passive: bool = False) -> None:
         async with self._connection.channel() as probe:
             await probe.declare_queue(
                 spec.name,
@@ -396,12 +396,12 @@ class Retrier:
         verdict = plan.decide(failures, retryable=self._retry.retries(error), readable=readable)
         if isinstance(verdict, Wait):
             fate = f"tried again in {verdict.delay_ms / 1000:g} s"
-        elif isinstance(verdict, Requeue):
+        elif isinstance(verdict, GiveBack):
             fate = "tried again"
         else:
             fate = f"put aside ({verdict.reason})"
         _log.warning("%s failed, attempt %d of %d, %s: %r", what, failures, plan.attempts, fate, error, exc_info=error)
-        if isinstance(verdict, Requeue):
+        if isinstance(verdict, GiveBack):
             await message.reject(requeue=True)
         else:
             await self._move(message, self._copies(message, verdict, failures, error), what)

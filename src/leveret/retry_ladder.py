@@ -105,7 +105,7 @@ class QueueFacts:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class QueueSpec:
+class QueueToDeclare:
     """A queue to declare.
 
     Attributes:
@@ -138,7 +138,7 @@ def derived_name(queue: str, suffix: str) -> str:
     return encoded[: MAX_NAME - len(tail)].decode("utf-8", "ignore") + tail.decode()
 
 
-def rung(queue: QueueFacts, delay_ms: int) -> QueueSpec:
+def rung(queue: QueueFacts, delay_ms: int) -> QueueToDeclare:
     """The queue where messages of *queue* wait for *delay_ms*.
 
     It lasts as long as *queue*: an exclusive one goes with the connection, the others are durable if *queue* is.
@@ -164,12 +164,12 @@ def rung(queue: QueueFacts, delay_ms: int) -> QueueSpec:
         # Nothing would ever delete it else. A queue expires with all that is in it, so it is declared anew in time.
         arguments["x-expires"] = delay_ms + _IDLE_MS
     name = derived_name(queue.name, f".retry.{delay_ms}")
-    return QueueSpec(name=name, durable=durable, exclusive=queue.exclusive, arguments=arguments)
+    return QueueToDeclare(name=name, durable=durable, exclusive=queue.exclusive, arguments=arguments)
 
 
-def parking(name: str) -> QueueSpec:
+def parking(name: str) -> QueueToDeclare:
     """The queue where messages stay that are not tried again; any that has the name will do."""
-    return QueueSpec(name=name, arguments={"x-queue-type": "quorum"}, any_arguments=True)
+    return QueueToDeclare(name=name, arguments={"x-queue-type": "quorum"}, any_arguments=True)
 
 
 def version_of(server_properties: Mapping[str, FieldValue]) -> tuple[int, ...]:
@@ -192,7 +192,7 @@ def choose_backend(queue: QueueFacts, attempts: int, delays_ms: tuple[int, ...],
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Requeue:
+class GiveBack:
     """Give it back to its queue, which counts it as failed."""
 
 
@@ -210,7 +210,7 @@ class Park:
     reason: str
 
 
-Verdict: TypeAlias = Requeue | Wait | Park
+Decision: TypeAlias = GiveBack | Wait | Park
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,9 +230,9 @@ class Plan:
     park_in: str | None
 
     @property
-    def queues(self) -> tuple[QueueSpec, ...]:
+    def queues(self) -> tuple[QueueToDeclare, ...]:
         """What is to be declared: rungs, parking queue."""
-        specs: list[QueueSpec] = []
+        specs: list[QueueToDeclare] = []
         if self.backend is Backend.LADDER:
             delays = self.delays_ms[: self.attempts - 1]
             specs += [rung(self.queue, delay) for delay in dict.fromkeys(delays) if delay]
@@ -256,7 +256,7 @@ class Plan:
             count += _count(headers.get("x-delivery-count"))
         return min(count, self.attempts - 1)
 
-    def decide(self, failures: int, *, retryable: bool, readable: bool) -> Verdict:
+    def decide(self, failures: int, *, retryable: bool, readable: bool) -> Decision:
         """What to do with a message that has just failed.
 
         Args:
@@ -271,7 +271,7 @@ class Plan:
         if failures >= self.attempts:
             return Park("attempts used up")
         if self.backend is not Backend.LADDER:
-            return Requeue()
+            return GiveBack()
         return Wait(self.delays_ms[min(failures, len(self.delays_ms)) - 1])
 
     def may_requeue(self, headers: Mapping[str, FieldValue], *, readable: bool) -> bool:

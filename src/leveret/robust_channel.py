@@ -357,14 +357,14 @@ class RobustChannel(Channel):
         return not self._is_over and not self.in_transaction and self._waiting.add(publish)
 
     def on_nacked(self, in_a_row: int) -> None:
-        """Get a new wire where the broker goes on refusing, unless there are consumers on this one.
+        """Get a new wire where the broker goes on refusing, where nothing was consumed or fetched on this one.
 
         RabbitMQ 3.10 may refuse all that comes on a channel after the leader of a quorum queue has gone, for ever; it
         takes what comes on a new one. Where the queue is full, that costs little, and is not done often.
         """
         loop = asyncio.get_running_loop()
         wire = self.wire
-        if in_a_row < MANY_NACKS or not self.is_live or wire.has_consumers or loop.time() < self._renew_after:
+        if in_a_row < MANY_NACKS or not self.is_live or not wire.publishes_only or loop.time() < self._renew_after:
             return
         _log.warning("%r: the broker refused the last %d publishes: trying another channel", self, in_a_row)
         self._renewals = min(self._renewals + 1, _MAX_RENEWALS)

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
-from leveret.draining import DrainReport, check_drain
+from leveret.draining import DrainReport, check_drain, drain_for
 
 if TYPE_CHECKING:
     from leveret.connection import Connection
@@ -78,12 +78,13 @@ async def run_until_signalled(*connections: Connection, drain: float = 10, timeo
 
 
 async def _close(connections: tuple[Connection, ...], drain: float, timeout: float) -> DrainReport:
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + drain
-    report = DrainReport()
-    for connection in connections:
-        report += await connection.close(timeout=timeout, drain=max(0.0, deadline - loop.time()))
-    return report
+    consumers = [consumer for connection in connections for consumer in connection.consumers()]
+
+    async def close(seconds: float) -> None:
+        for connection in connections:
+            await connection.close(timeout=seconds)
+
+    return await drain_for(consumers, close, drain, timeout)
 
 
 @contextlib.contextmanager

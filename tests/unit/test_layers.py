@@ -46,7 +46,8 @@ MAP: dict[str, set[str]] = {
     "draining": set(),
     "signals": {"draining"},
     "exchange": {"message", "consumer", "outcome"},
-    "iterator": {"message", "consumer", "draining", "records"},
+    "in_hand": {"message", "draining"},
+    "iterator": {"message", "consumer", "draining", "in_hand", "records"},
     "batches": {"message", "consumer", "iterator", "outcome"},
     "queue": {"message", "consumer", "consuming", "failures", "iterator", "batches"},
     "transaction": {"message", "consumer"},
@@ -150,7 +151,7 @@ ASYNCIO |= {"recovery", "restore", "robust", "robust_channel", "credentials", "h
 ASYNCIO |= {"message_retry"}
 ASYNCIO |= {"bulk"}
 ASYNCIO |= {"batches", "wire.intake", "wire.fetching"}
-ASYNCIO |= {"draining", "failures", "handlers", "signals", "threads"}
+ASYNCIO |= {"in_hand", "draining", "failures", "handlers", "signals", "threads"}
 ASYNCIO |= {"wire.publisher", "wire.output", "wire.replies"}  # replies: for the type Future only, see below
 ASYNCIO_NAMES = {"exceptions": {"QueueEmpty"}}
 """Modules that know nothing of asyncio but these names, for the bases of errors."""
@@ -188,7 +189,8 @@ LINES = {
     "threads": 60,
     "draining": 160,
     "signals": 120,
-    "iterator": 230,
+    "iterator": 240,
+    "in_hand": 70,
     "batches": 230,
     "exchange": 280,
     "queue": 360,

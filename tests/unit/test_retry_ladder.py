@@ -11,10 +11,10 @@ from leveret import Message
 from leveret.message import IncomingMessage
 from leveret.retry_ladder import (
     Backend,
+    GiveBack,
     Park,
     Plan,
     QueueFacts,
-    Requeue,
     Wait,
     choose_backend,
     copy_to_park,
@@ -105,7 +105,7 @@ def test_verdicts() -> None:
     assert ladder.decide(1, retryable=False, readable=True) == Park("not retried")
     assert ladder.decide(1, retryable=True, readable=False) == Park("malformed headers")
     native = plan(backend=Backend.DELAYED_RETRY)
-    assert native.decide(3, retryable=True, readable=True) == Requeue()
+    assert native.decide(3, retryable=True, readable=True) == GiveBack()
     assert native.decide(4, retryable=True, readable=True) == Park("attempts used up")
     assert plan(attempts=1, delays_ms=()).decide(1, retryable=True, readable=True) == Park("attempts used up")
 

@@ -170,11 +170,13 @@ class WireChannel:
         consumers: where deliveries go, by consumer tag.
         cancelled: tags of consumers that the broker cancelled, and whether they were ``no_ack``.
         prefetch: the last that was sent (``basic.qos``, not global).
+        publishes_only: whether nothing was ever consumed or fetched on it.
     """
 
     __slots__ = (
         "_ack_timer",
         "_acks",
+        "_acks_go_this_turn",
         "_close_ok",
         "_closing",
         "_consumers",
@@ -194,6 +196,7 @@ class WireChannel:
         "prefetch",
         "publish",
         "publisher",
+        "publishes_only",
         "transport",
     )
 
@@ -205,6 +208,7 @@ class WireChannel:
         self.cancelled: dict[bytes, bool] = {}
         self.is_assembling = False
         self.prefetch = 0
+        self.publishes_only = True
         self._consumers: dict[bytes, WireConsumer] = {}
         self._starting: dict[bytes, asyncio.Future[None]] = {}
         self._unlimited: set[bytes] = set()
@@ -214,6 +218,7 @@ class WireChannel:
         self._replies = Replies()
         self._content = ContentAssembler()
         self._acks = Acks()
+        self._acks_go_this_turn = False
         self._ack_timer: asyncio.TimerHandle | None = None
         self._watchers: list[Callable[[], None]] = []
         self.publisher = Publisher(transport, number, publisher_confirms, owner)
@@ -267,14 +272,9 @@ class WireChannel:
         return self.error is None
 
     @property
-    def has_consumers(self) -> bool:
-        """Whether anything consumes on it, or is about to."""
-        return bool(self._consumers)
-
-    @property
     def is_idle(self) -> bool:
-        """Whether nobody waits for the broker on it, nor consumes."""
-        return not (self._consumers or self.is_awaited)
+        """Whether nobody waits for the broker on it."""
+        return not self.is_awaited
 
     def server_supports(self, capability: str) -> bool:
         """Whether the broker announced *capability*."""
@@ -343,6 +343,8 @@ class WireChannel:
         self._write_due_ack()
         if isinstance(method, Basic.Qos) and not method.global_:
             self.prefetch = method.prefetch_count
+        if isinstance(method, Basic.Consume | Basic.Get):
+            self.publishes_only = False
         if isinstance(method, Tx.Rollback):
             self._acks.stop_counting()
         if isinstance(method, Tx.Select) and isinstance(self._output, Output):
@@ -479,10 +481,9 @@ class WireChannel:
         """
         if self.error is not None:
             raise self._lost()
-        nothing_due = not self._acks.due or self._ack_timer is not None  # which is not about this turn
         if self._acks.save_up(delivery_tag):
-            if nothing_due:
-                self._output.before_flush(self._write_due_ack)
+            if not self._acks_go_this_turn:
+                self._write_acks_this_turn()
         else:
             self._settle(delivery_tag, multiple, encode_ack(self.number, delivery_tag, multiple))
         return self._output.drain()
@@ -535,8 +536,8 @@ class WireChannel:
             raise self._lost()
         together, apart = self._acks.split(delivery_tags)
         if together and requeue is None:
-            if not self._acks.due:
-                self._output.before_flush(self._write_due_ack)
+            if not self._acks_go_this_turn:
+                self._write_acks_this_turn()
             self._acks.save_up_to(together)
         elif together:
             self._settle(together, True, encode_nack(self.number, together, True, bool(requeue)))
@@ -561,7 +562,12 @@ class WireChannel:
         self._output.write(data)
         self._acks.note(delivery_tag, multiple)
 
+    def _write_acks_this_turn(self) -> None:
+        self._acks_go_this_turn = True
+        self._output.before_flush(self._write_due_ack)
+
     def _write_due_ack(self) -> None:
+        self._acks_go_this_turn = False
         if due := self._acks.take_due():
             self._output.write(encode_ack(self.number, due, True))
         if self._ack_timer is not None:
