@@ -15,7 +15,9 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, S
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, cast
 
 from leveret.exceptions import (
+    ChannelAccessRefused,
     ChannelInvalidStateError,
+    ChannelNotFoundEntity,
     MessageReturned,
     MessageTooLarge,
     PublishNotSent,
@@ -38,6 +40,8 @@ _SLICE: Final = 0.005
 """Seconds for which an iterable that never waits may keep the event loop."""
 _TURN: Final = 256
 """Messages after which the event loop has its turn in any case: not every loop's clock goes on in between."""
+_MAX_REFUSALS: Final = 3
+"""Channels that are closed over the exchange, with nothing confirmed in between."""
 _END: Final = object()
 _UNFINISHED: Final = "unfinished"
 _DONE: Final = "done"
@@ -132,6 +136,8 @@ class _BulkPublish(Publish):
     def fail(self, error: Exception) -> None:
         """It has ended with *error*, unless it has ended already."""
         if self._state is _UNFINISHED:
+            if isinstance(error.__cause__, ChannelNotFoundEntity | ChannelAccessRefused):
+                self.bulk.on_refused(error.__cause__)
             self.bulk.failures.append(PublishFailure(self.index, self.message, self.routing_key, error))
             self._end(_DONE)
 
@@ -194,6 +200,8 @@ class Bulk:
         self._loop = asyncio.get_running_loop()
         self._total = 0
         self._stopped_by: Exception | None = None
+        self._refused_by: Exception | None = None
+        self._refusals = self._confirmed_before = 0
         # Neighbours are mostly alike, and comparing them is a fifth of the work of looking them up.
         self._last_values: Properties | None = None
         self._last_properties = b""
@@ -225,6 +233,17 @@ class Bulk:
                 publish.cancel()
             if self._timer is not None:
                 self._timer.cancel()
+
+    def on_refused(self, error: Exception) -> None:
+        """The broker closed the channel over the exchange: take no more when it does so again and again.
+
+        Once means little: recovery may declare the exchange again.
+        """
+        if error is not self._refused_by:  # else it is the same closing, of which each publish tells
+            self._refusals = self._refusals + 1 if self.confirmed == self._confirmed_before else 1
+            self._refused_by, self._confirmed_before = error, self.confirmed
+            if self._refusals >= _MAX_REFUSALS:
+                self._stopped_by = self._stopped_by or error
 
     def _report(self) -> PublishReport:
         self.failures.sort(key=lambda failure: failure.index)

@@ -249,6 +249,11 @@ class Channel:
         """Whether what is sent on it goes out now."""
         return not self.is_closed
 
+    def why_not_live(self) -> str:
+        """What is in the way of sending."""
+        error = None if self._wire is None else self._wire.error
+        return "the channel was not opened" if error is None else f"the channel is closed: {printable(str(error))}"
+
     @property
     def complaints(self) -> list[str]:
         """What is wrong with publishing and consuming on it, as far as we know."""

@@ -22,6 +22,7 @@ from leveret.draining import DrainReport, check_drain
 from leveret.draining import drain as drain_consumers
 from leveret.failures import FailureHandler, OnError, failure_handler
 from leveret.message import Wire
+from leveret.message_retry import MessageRetry
 from leveret.records import ConsumerRecord
 from leveret.settling import WireOfConsumer, ack_on_return
 from leveret.threads import in_thread
@@ -29,7 +30,6 @@ from leveret.types import Arguments, TimeoutType
 
 if TYPE_CHECKING:
     from leveret.channel import Channel
-    from leveret.message_retry import MessageRetry
     from leveret.queue import Queue
     from leveret.wire.channel import WireChannel
 
@@ -161,7 +161,7 @@ async def consume(
     if thread:
         callback = in_thread(callback)
     if retry is not None:
-        _check_retry(on_failure, no_ack)
+        _check_retry(retry, on_failure, no_ack)
         async with asyncio.timeout_at(deadline):
             retrier = await retry.prepare(queue)
         callback, on_failure = ack_on_return(callback), retrier.on_failure
@@ -213,7 +213,9 @@ def _check_concurrency(concurrency: int | None) -> None:
         raise ValueError(f"concurrency must be 1 or more, or None for no limit, not {concurrency}")
 
 
-def _check_retry(on_failure: FailureHandler | None, no_ack: bool) -> None:
+def _check_retry(retry: object, on_failure: FailureHandler | None, no_ack: bool) -> None:
+    if not isinstance(retry, MessageRetry):
+        raise TypeError(f"retry must be a MessageRetry(), which is about messages, not {retry!r}")
     if on_failure is not None:
         raise ValueError("choose one of retry and on_error: both say what becomes of a message whose callback failed")
     if no_ack:

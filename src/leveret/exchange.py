@@ -203,7 +203,7 @@ class Exchange:
             raise TypeError(f"publish() takes a Message, not {type(message).__name__}")
         channel = self.channel
         if not wait_for_link and not channel.is_live:
-            raise PublishNotSent("not sent: the channel is not open, and the publish was not to wait for it")
+            raise PublishNotSent(f"not sent: {channel.why_not_live()}, and the publish was not to wait for it")
         return channel.write_publish(
             self.name, routing_key, message.wire_properties(), message.body, mandatory, timeout, retry_unknown
         )

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -366,9 +367,15 @@ class Retrier:
 
         It never raises, but for cancellation.
         """
-        what = _described(message)
+        what = _described(message, self._queue.name)
         if message.processed:
-            _log.warning("%s had been settled when its handler failed: %r", what, error, exc_info=error)
+            _log.warning(
+                "%s is not tried again: it had been settled when its handler failed (with retry=, leave that to it,"
+                " and do without process()): %r",
+                what,
+                error,
+                exc_info=error,
+            )
             return
         if not message.is_live:
             _log.info("%s failed (%r), but its channel is gone: the broker delivers it again", what, error)
@@ -400,7 +407,17 @@ class Retrier:
             fate = "tried again"
         else:
             fate = f"put aside ({verdict.reason})"
-        _log.warning("%s failed, attempt %d of %d, %s: %r", what, failures, plan.attempts, fate, error, exc_info=error)
+        is_last = isinstance(verdict, Park)
+        _log.log(
+            logging.WARNING if is_last else logging.INFO,
+            "%s failed, attempt %d of %d, %s: %r",
+            what,
+            failures,
+            plan.attempts,
+            fate,
+            error,
+            exc_info=error if is_last else None,
+        )
         if isinstance(verdict, GiveBack):
             await message.reject(requeue=True)
         else:
@@ -557,7 +574,8 @@ def _is_cancellation(error: BaseException) -> bool:
     return not isinstance(error, Exception)  # KeyboardInterrupt, SystemExit
 
 
-def _described(message: IncomingMessage) -> str:
+def _described(message: IncomingMessage, queue: str) -> str:
     return printable(
-        f"delivery {message.delivery_tag} (message_id {message.message_id!r}, routing key {message.routing_key!r})"
+        f"delivery {message.delivery_tag} of queue {queue!r} (message_id {message.message_id!r},"
+        f" routing key {message.routing_key!r})"
     )

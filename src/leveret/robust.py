@@ -97,6 +97,9 @@ class RobustConnection(Connection):
         self._timeout: TimeoutType = None
         self._budget = Budget(self.MAX_WAITING_PUBLISHES, self.MAX_WAITING_BYTES)
         self._server_named: weakref.WeakSet[RobustQueue] = weakref.WeakSet()
+        for name, given in (("retry", retry), ("first_retry", first_retry)):
+            if not isinstance(given, RetryPolicy | None):
+                raise TypeError(f"{name} must be a RetryPolicy, which is about connecting, not {given!r}")
         interval = self.reconnect_interval
         if retry is None:
             retry = RetryPolicy() if interval is None else RetryPolicy.every(interval)

@@ -277,6 +277,10 @@ class RobustChannel(Channel):
         """Whether what is sent on it goes out now; not while it is being restored."""
         return not self.is_closed and self._live.is_set()
 
+    def why_not_live(self) -> str:
+        """What is in the way of sending."""
+        return super().why_not_live() if self.is_closed else f"the channel is lost, {self._connection.why_down()}"
+
     async def ready(self) -> None:
         """Wait until the channel is restored.
 

@@ -9,9 +9,12 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
 from leveret.draining import DrainReport, check_drain, drain_for
+from leveret.log import get_logger
 
 if TYPE_CHECKING:
     from leveret.connection import Connection
+
+_log = get_logger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -63,12 +66,15 @@ async def run_until_signalled(*connections: Connection, drain: float = 10, timeo
                 for connection in connections:
                     if connection.is_closed and not connection.close_called:
                         await connection.ready()  # raises why
+            _log.info("stopping: handlers have %g s to end", drain)
             closing = loop.create_task(_close(connections, drain, timeout), name="leveret drains")
             await asyncio.wait([closing, second], return_when=asyncio.FIRST_COMPLETED)
         if not closing.done():
             for connection in connections:
                 await connection.close(timeout=timeout)  # ends the draining, too
-        return await closing
+        report = await closing
+        _log.info("stopped: %s", report)
+        return report
     finally:
         if closing is not None and not closing.done():
             closing.cancel()

@@ -360,6 +360,8 @@ def parse_url(url: URL | str) -> ConnectionParameters:
         raise ValueError(
             f"the URL's scheme is {url.scheme!r}, but leveret speaks amqp and amqps: write amqp://host:port/vhost"
         )
+    if url.raw_user is None and _MISPLACED_USER.search(str(url).partition("://")[2]):
+        raise ValueError("the URL has an @ behind its host: percent-encode # ? / @ in the user name and password")
     if url.raw_path and not url.raw_path.startswith("/"):
         raise ValueError(f"the URL lacks two slashes: write {url.scheme}://host:port/vhost")
     port = _PORTS[url.scheme] if url.explicit_port is None else url.explicit_port
@@ -386,6 +388,10 @@ def redact(url: URL) -> str:
 
 _MISPLACED_AT = re.compile(r"[^:/?#]*://[^]\[:/?#@]*:[^/?#@]*[/?#].*@", re.DOTALL)
 """A port, no user, and an @ later on: ``amqp://user:12/34@host`` would connect to the host ``user``."""
+
+
+_MISPLACED_USER = re.compile(r"[/?#][^:@]*:[^@]*@")
+"""No user, and what looks like the rest of one later on: ``amqp://us#er:secret@host`` would connect to ``us``."""
 
 
 def _url(url: URL | str) -> URL:

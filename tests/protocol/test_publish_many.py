@@ -26,6 +26,7 @@ from leveret.exceptions import (
     PublishUnconfirmedInTime,
 )
 from tests.protocol.kit import Link, linked, turns, until, within
+from tests.protocol.robust_kit import channel_of, refuse, robust
 
 Ack, Nack = commands.Basic.Ack, commands.Basic.Nack
 
@@ -718,3 +719,20 @@ async def test_nowait_on_a_lost_link_and_a_closed_channel() -> None:
             _ = channel.default_exchange.publish_nowait(Message(b""), "key")
         with pytest.raises(PublishNotSent):
             _ = link.connection.channel().default_exchange.publish_nowait(Message(b""), "key")
+
+
+async def test_it_stops_when_the_broker_refuses_the_exchange_again_and_again() -> None:
+    """On a channel that comes back it went on for ever, with an endless iterable."""
+    async with robust() as (connection, server):
+        channel = await channel_of(connection)
+        exchange = await channel.get_exchange("gone", ensure=False)
+        server.at(commands.Basic.Publish, refuse(404), times=None)
+
+        def endless() -> Iterator[Message]:
+            while True:
+                yield Message(b"x")
+
+        report = await within(exchange.publish_many(endless(), "key", window=5), 10)
+        assert isinstance(report.stopped_by, ChannelNotFoundEntity)
+        assert not report
+        assert len(server.link.all(commands.Channel.Open)) in {3, 4}

@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 from pamqp import base, commands
 
-from leveret import Credentials, Message, RetryPolicy, connect_robust
+from leveret import Credentials, Message, MessageRetry, RetryPolicy, connect_robust
 from leveret.exceptions import (
     ChannelInvalidStateError,
     ChannelNotFoundEntity,
@@ -252,3 +252,14 @@ async def test_the_log_names_the_connection(caplog: pytest.LogCaptureFixture) ->
         server.at(commands.Queue.Declare, refuse(403), link=1)
         await again(connection, server)
         assert f"{connection}: cannot restore queue 'q'" in caplog.text
+
+
+@pytest.mark.parametrize("wrong", [MessageRetry(), 5])
+async def test_a_retry_of_the_other_kind_is_refused(wrong: Any) -> None:
+    """Both are called ``retry=``; this one was accepted, and ended the connection with the first lost link."""
+    with pytest.raises(TypeError, match="retry must be a RetryPolicy"):
+        await connect_robust("amqp://localhost/", retry=wrong)
+    async with robust() as (connection, _):
+        queue = await queue_on(await channel_of(connection))
+        with pytest.raises(TypeError, match="retry must be a MessageRetry"):
+            await queue.consume(print, retry=RetryPolicy())  # type: ignore[arg-type]

@@ -39,7 +39,7 @@ MAP: dict[str, set[str]] = {
     "message": {"wire.codec", "outcome"},
     "consumer": {"message", "draining", "failures", "handlers", "settling"},
     "handlers": {"message", "draining"},
-    "consuming": {"message", "consumer", "draining", "failures", "records", "settling", "threads"},
+    "consuming": {"message", "message_retry", "consumer", "draining", "failures", "records", "settling", "threads"},
     "settling": {"message"},
     "failures": {"message", "settling"},
     "threads": {"message"},
@@ -151,7 +151,7 @@ ASYNCIO |= {"recovery", "restore", "robust", "robust_channel", "credentials", "h
 ASYNCIO |= {"message_retry"}
 ASYNCIO |= {"bulk"}
 ASYNCIO |= {"batches", "wire.intake", "wire.fetching"}
-ASYNCIO |= {"in_hand", "draining", "failures", "handlers", "signals", "threads"}
+ASYNCIO |= {"consuming", "in_hand", "draining", "failures", "handlers", "signals", "threads"}
 ASYNCIO |= {"wire.publisher", "wire.output", "wire.replies"}  # replies: for the type Future only, see below
 ASYNCIO_NAMES = {"exceptions": {"QueueEmpty"}}
 """Modules that know nothing of asyncio but these names, for the bases of errors."""
@@ -226,7 +226,7 @@ ASKED_WHY = {
         "calls, consumers, settling, and small hooks for fetching, batches, draining and intake; a debt: its settling "
         "half could be a file, as its publishing half is",
     ),
-    "url": (410, "three dialects of parameters, each with its reader; several hosts"),
+    "url": (420, "three dialects of parameters, each with its reader; several hosts"),
 }
 """Modules past 1.6 times their line: how long they may be, and the answer."""
 

@@ -263,3 +263,9 @@ def test_the_usual_url_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         parse_url("amqp://guest:guest@localhost/?heartbeat=30&reconnect_interval=1&fail_fast=0&name=n")
+
+
+@pytest.mark.parametrize("separator", "#/?")
+def test_a_separator_in_the_user_name_is_told(separator):
+    with pytest.raises(ValueError, match="percent-encode"):
+        parse_url(f"amqp://gu{separator}est:secret@localhost:5672/")

@@ -483,7 +483,8 @@ class WireChannel:
             raise self._lost()
         if self._acks.save_up(delivery_tag):
             if not self._acks_go_this_turn:
-                self._write_acks_this_turn()
+                self._acks_go_this_turn = True
+                self._output.before_flush(self._write_due_ack)
         else:
             self._settle(delivery_tag, multiple, encode_ack(self.number, delivery_tag, multiple))
         return self._output.drain()
@@ -537,7 +538,8 @@ class WireChannel:
         together, apart = self._acks.split(delivery_tags)
         if together and requeue is None:
             if not self._acks_go_this_turn:
-                self._write_acks_this_turn()
+                self._acks_go_this_turn = True
+                self._output.before_flush(self._write_due_ack)
             self._acks.save_up_to(together)
         elif together:
             self._settle(together, True, encode_nack(self.number, together, True, bool(requeue)))
@@ -561,10 +563,6 @@ class WireChannel:
         self._write_due_ack()
         self._output.write(data)
         self._acks.note(delivery_tag, multiple)
-
-    def _write_acks_this_turn(self) -> None:
-        self._acks_go_this_turn = True
-        self._output.before_flush(self._write_due_ack)
 
     def _write_due_ack(self) -> None:
         self._acks_go_this_turn = False
