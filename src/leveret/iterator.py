@@ -202,10 +202,10 @@ class QueueConsumer:
     def _give_back(self) -> None:
         """Requeue what nobody has seen; what cannot be is handed out while somebody drains."""
         self._given_back = True
+        self._requeued += give_back(self._parked)
         if not (self.no_ack and self._stopping is not None):
             self._drop()
-        self._requeued += give_back(self._parked)
-        self.on_abandoned()
+            self.on_abandoned()
 
     def _drop(self) -> None:
         if self.no_ack and self._messages:
