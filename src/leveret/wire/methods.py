@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from leveret.types import FieldValue
 
 F = TypeVar("F", bound=Frame)
+T = TypeVar("T")
 
 _COMMANDS = cast("dict[int, type[Frame]]", INDEX_MAPPING)
 """Class id << 16 | method id → pamqp's class."""
@@ -94,8 +95,20 @@ def _fields(cls: type[Frame]) -> tuple[tuple[tuple[str, ...], str], ...]:
     return tuple(fields)
 
 
-_DEFAULTS = {command: _defaults(command) for command in _COMMANDS.values()}
-_FIELDS = {command: _fields(command) for command in _COMMANDS.values()}
+class _OnDemand(dict[type[Frame], T]):
+    """Made for each method when it is first asked for: a program uses few of them, and looking at all is slow."""
+
+    def __init__(self, make: Callable[[type[Frame]], T]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, cls: type[Frame]) -> T:
+        made = self[cls] = self._make(cls)
+        return made
+
+
+_DEFAULTS = _OnDemand(_defaults)
+_FIELDS = _OnDemand(_fields)
 
 
 # ------------------------------------------------------------------------------------------------- encoding
