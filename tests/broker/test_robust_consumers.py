@@ -622,7 +622,7 @@ async def test_an_exclusive_consumer_waits_for_its_turn(
     await (await channel.get_queue(name)).cancel(tag)
     await fill(channel, name, [b"2"])
     await inbox.has(b"1", b"2")
-    assert robust.health().status == "ready"
+    await eventually(lambda: robust.health().status == "ready")
 
 
 @pytest.mark.parametrize("auto_delete", [False, True])

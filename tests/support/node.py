@@ -392,7 +392,7 @@ def cluster(version: str, size: int = 3, *, conf: str = "", advanced: str = "") 
         for node in nodes:
             node.wait(90)
         for node in nodes[1:]:
-            node.stop_app()
+            node.ctl("stop_app")  # which waits where the node serves clients, but has not booted to the end
             node.ctl("join_cluster", nodes[0].name)
             node.start_app()
         yield nodes
