@@ -288,12 +288,16 @@ class CallbackConsumer:
     def _on_result(self, message: IncomingMessage, result: object) -> None:
         """A callback has returned something; only a verdict means anything."""
         if not isinstance(result, Verdict):
+            if not message.processed:
+                self._warn_once(
+                    "consumer %r: a callback returned %r, which means nothing, and left its message unacknowledged;"
+                    " leveret.Ack would acknowledge it",
+                    result,
+                )
             return
         if message.processed:
-            if not self._has_warned:
-                self._has_warned = True
-                why = "needs no acknowledgement (no_ack)" if self.no_ack else "is settled already"
-                _log.warning("consumer %r: a callback returned %s for a message that %s", self._tag, result, why)
+            why = "needs no acknowledgement (no_ack)" if self.no_ack else "is settled already"
+            self._warn_once("consumer %r: a callback returned %s for a message that %s", result, why)
             return
         try:
             _ = settle(message, result)
@@ -301,6 +305,11 @@ class CallbackConsumer:
             _log.debug("consumer %r: %s", self._tag, exc)
         except Exception as exc:
             self._on_failure(message, exc)
+
+    def _warn_once(self, text: str, *values: object) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            _log.warning(text, self._tag, *values)
 
     def _on_failure(self, message: IncomingMessage, error: BaseException) -> None:
         self.failures.report(self._tag, message, error, "left unacknowledged")

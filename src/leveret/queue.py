@@ -192,8 +192,8 @@ class Queue:
         *concurrency*, or else by *prefetch* or the channel's (:meth:`Channel.set_qos`).
 
         A callback settles its message by its methods, by ``message.process()``, or by returning ``leveret.Ack``,
-        ``Nack``, ``Reject`` or ``Requeue``. Anything else that it returns means nothing. One that fails is logged, with
-        the message's ids.
+        ``Nack``, ``Reject`` or ``Requeue``. Anything else that it returns means nothing, which is warned of once. One
+        that fails is logged, with the message's ids.
 
         Args:
             callback: takes an :class:`~leveret.IncomingMessage`; a coroutine function, or a plain one.

@@ -266,17 +266,17 @@ async def test_what_a_callback_returns_settles_its_message(kind, verdict, verb):
 
 @pytest.mark.parametrize("result", [None, 0, "ack", True, object(), Verdict, b""])
 @pytest.mark.parametrize("waits", [False, True])
-async def test_anything_else_that_it_returns_means_nothing(result, waits, caplog):
+async def test_anything_else_that_it_returns_means_nothing_which_is_told_once(result, waits, caplog):
     async def callback(message):
         if waits:
             await asyncio.sleep(0)
         return result
 
     consumer = Consumer(callback)
-    consumer.deliver(1)
+    consumer.deliver(1, 2)
     await rest()
     assert consumer.settled == []
-    assert not caplog.records
+    assert ["which means nothing" in record.getMessage() for record in caplog.records] == [True] * (result is not None)
 
 
 @pytest.mark.parametrize("no_ack", [False, True])

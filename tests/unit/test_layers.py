@@ -181,7 +181,7 @@ LINES = {
     "wire.intake": 200,
     "wire.fetching": 80,
     "message": 420,
-    "consumer": 280,
+    "consumer": 290,
     "handlers": 140,
     "consuming": 200,
     "settling": 120,
