@@ -13,7 +13,8 @@ be waiting for just that. So a throttled socket is still read, a sip at a time:
 * rarely, where there are only consumers that have more than enough. RabbitMQ resets a connection that takes nothing
   for half a minute (observed on 4.3).
 
-The more is held, the longer the pauses, so that memory grows ever more slowly where that goes on.
+The more is held, the longer the pauses, up to two seconds. It is a brake, no wall: a sip every two seconds of small
+messages, each with a task that waits, is a MiB a second. Only a prefetch is a bound.
 
 **Costs.** Nothing for each message: consumers are asked what they hold once in so many bytes read, and while the
 socket is throttled by a timer.
