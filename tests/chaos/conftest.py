@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.broker.test_helpers import eventually
 from tests.support.node import Node
 from tests.support.proxy import FaultProxy
 
@@ -82,6 +83,17 @@ async def connections(node: Node) -> list[str]:
     """The connections that the node has, as it names them."""
     found = await asyncio.to_thread(node.eval, "[pid_to_list(Pid) || Pid <- rabbit_networking:connections()]")
     return re.findall(r"<[0-9.]+>", found)
+
+
+async def the_only_one(node: Node) -> list[str]:
+    """The one connection that there is, once the node knows of it, and no more of those of the test before."""
+
+    async def found() -> list[str]:
+        known = await connections(node)
+        return known if len(known) == 1 else []
+
+    only: list[str] = await eventually(found)
+    return only
 
 
 async def close_all(node: Node, *, but: Iterable[str] = ()) -> None:

@@ -14,7 +14,7 @@ import pytest
 from leveret import ConnectionState, ExchangeType, IncomingMessage, Message, connect, connect_robust
 from tests.broker.test_helpers import eventually, fill
 from tests.chaos.checker import consumer_count
-from tests.chaos.conftest import close_all, connections
+from tests.chaos.conftest import close_all, connections, the_only_one
 from tests.support.proxy import Direction, FaultProxy
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ async def test_forced_closes(fragile: Node, chaos_seed: int, chaos_minutes: floa
     registered = {"forced-a": 2, "forced-b": 1}
     took: list[float] = []
     async with await connect(fragile.url) as sane, sane.channel() as observer:
-        spared = await connections(fragile)
+        spared = await the_only_one(fragile)
         async with await connect_robust(fragile.url) as connection:
             channel = await connection.channel()
             for name, count in registered.items():
@@ -183,7 +183,7 @@ async def test_consuming_again(fragile: Node, chaos_minutes: float | None) -> No
     lost: list[float] = []
     gaps: list[tuple[float, float]] = []
     async with await connect(fragile.url) as sane, sane.channel() as observer:
-        spared = await connections(fragile)
+        spared = await the_only_one(fragile)
         queue = await observer.declare_queue("backlog", durable=True)
         async with await connect_robust(fragile.url) as connection:
             connection.close_callbacks.add(lambda *_: lost.append(connection.loop.time()))
