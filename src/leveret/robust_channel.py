@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +158,7 @@ class RobustChannel(Channel):
         self._close_called = False
         self._lost_transaction = False
         self._is_renewing = False
-        self._renewals, self._renew_after = 0, 0.0
+        self._renewals, self._renewed_at = 0, -math.inf
         self._incarnation = 0  # how often the user closed it
         self._registry = connection.registry
         self._recovery = connection.recovery
@@ -368,11 +369,15 @@ class RobustChannel(Channel):
         """
         loop = asyncio.get_running_loop()
         wire = self.wire
-        if in_a_row < MANY_NACKS or not self.is_live or not wire.publishes_only or loop.time() < self._renew_after:
+        if in_a_row < MANY_NACKS or not self.is_live or not wire.publishes_only:
+            return
+        if wire.publisher.has_confirmed:  # else the last one was of no use
+            self._renewals = 0
+        if loop.time() < self._renewed_at + 2.0**self._renewals:
             return
         _log.warning("%r: the broker refused the last %d publishes: trying another channel", self, in_a_row)
         self._renewals = min(self._renewals + 1, _MAX_RENEWALS)
-        self._renew_after = loop.time() + 2.0**self._renewals
+        self._renewed_at = loop.time()
         self._is_renewing = True
         self._live.clear()
         self._choose_publish()

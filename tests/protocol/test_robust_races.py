@@ -279,3 +279,14 @@ async def test_a_queue_that_stays_full_for_days_does_no_harm() -> None:
         await refused(channel, server)
         await within(channel.ready())
         assert len(server.links) == 1
+
+
+async def test_pauses_grow_only_while_replacing_the_channel_is_of_no_use() -> None:
+    """They went on from where they were the last time, so the third lost leader cost half a minute."""
+    async with robust() as (connection, server):
+        channel = await channel_of(connection)
+        channel._renewals, channel._renewed_at = 6, asyncio.get_running_loop().time() - 2
+        assert await channel.default_exchange.publish(Message(b"x"), "q")
+        await refused(channel, server)
+        assert await within(channel.default_exchange.publish(Message(b"y"), "q"), 2)
+        assert len(server.link.all(OPEN)) == 2

@@ -72,6 +72,7 @@ class Publisher:
     Attributes:
         output: where it writes to.
         nacked_in_a_row: how many publishes the broker refused since it last took one.
+        has_confirmed: whether it ever took one.
     """
 
     __slots__ = (
@@ -85,6 +86,7 @@ class Publisher:
         "_refusal",
         "_timeout",
         "_transport",
+        "has_confirmed",
         "nacked_in_a_row",
         "output",
     )
@@ -102,6 +104,7 @@ class Publisher:
         self._expiry: asyncio.TimerHandle | None = None
         self._refusal: ChannelInvalidStateError | None = None
         self.nacked_in_a_row = 0
+        self.has_confirmed = False
 
     def publish(
         self,
@@ -277,7 +280,10 @@ class Publisher:
             raise ProtocolError("a confirm on a channel without publisher confirms", reply_code=503)
         frame = cls(number, multiple)
         settled = self._confirms.settle(number, multiple)
-        self.nacked_in_a_row = 0 if cls is Basic.Ack else self.nacked_in_a_row + len(settled)
+        if cls is Basic.Ack:
+            self.nacked_in_a_row, self.has_confirmed = 0, True
+        else:
+            self.nacked_in_a_row += len(settled)
         for publish in settled:
             if publish.done():
                 continue
