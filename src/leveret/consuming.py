@@ -150,6 +150,7 @@ async def consume(
     if prefetch is None and concurrency is not None:
         prefetch = min(2 * concurrency, MAX_PREFETCH)
     check_prefetch("prefetch", prefetch)
+    _check_ack_batch(ack_batch, channel.prefetch if prefetch is None else prefetch, no_ack)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + channel.seconds(timeout)
     tag = str(consumer_tag) if consumer_tag else channel.new_consumer_tag()
@@ -165,8 +166,6 @@ async def consume(
         async with asyncio.timeout_at(deadline):
             retrier = await retry.prepare(queue)
         callback, on_failure = ack_on_return(callback), retrier.on_failure
-    expected = channel.prefetch if prefetch is None else prefetch
-    _check_ack_batch(ack_batch, expected, no_ack)
     running = CallbackConsumer(
         callback,
         no_ack,
@@ -174,7 +173,7 @@ async def consume(
         functools.partial(channel.on_consumer_cancelled, tag, on_cancelled),
         contextvars.copy_context(),
         unsubscribe,
-        prefetch=expected,
+        prefetch=channel.prefetch if prefetch is None else prefetch,
         concurrency=concurrency,
         on_failure=on_failure,
         logs_failures=retry is None,  # which says what becomes of the message, too

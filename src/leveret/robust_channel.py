@@ -388,7 +388,7 @@ class RobustChannel(Channel):
         if not self._is_renewing or self._is_over:  # lost, or closed, meanwhile
             return
         loop = asyncio.get_running_loop()
-        if wire.is_idle:
+        if not wire.is_awaited:
             wire.close(ChannelClosed("the broker refused all that was published on it"))
         elif loop.time() < deadline:
             loop.call_later(_LAST_ANSWERS / 50, self._renew, wire, deadline)

@@ -666,6 +666,10 @@ async def test_retry_is_instead_of_on_error_and_needs_acks(channel: Channel, nam
         await queue.consume(print, True, retry=retry)
     with pytest.raises(ValueError, match="temporary"):
         await queue.consume(print, retry=MessageRetry())
+    with pytest.raises(ValueError, match="ack_batch must be 2 or more"):
+        await queue.consume(print, retry=retry, ack_batch=1)
+    with pytest.raises(ChannelNotFoundEntity):  # nothing was declared
+        await (await channel._connection.channel()).get_queue(f"{name}.parked")
     assert queue.channel.is_live
 
 

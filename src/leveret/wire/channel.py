@@ -271,11 +271,6 @@ class WireChannel:
         """Whether methods may be sent."""
         return self.error is None
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether nobody waits for the broker on it."""
-        return not self.is_awaited
-
     def server_supports(self, capability: str) -> bool:
         """Whether the broker announced *capability*."""
         return self.transport.server_supports(capability)
@@ -340,7 +335,7 @@ class WireChannel:
         if isinstance(method, Tx.Commit) and self.publisher.has_held:
             raise ChannelInvalidStateError("publishes are still held back (await them before the commit)")
         self._replies.add(Pending(method, reply, on_reply, on_late))
-        self._write_due_ack()
+        self.flush_acks()
         if isinstance(method, Basic.Qos) and not method.global_:
             self.prefetch = method.prefetch_count
         if isinstance(method, Basic.Consume | Basic.Get):
@@ -359,7 +354,7 @@ class WireChannel:
         """Send a method that has no reply."""
         self.check_open()
         data = self.transport.encode(self.number, method)
-        self._write_due_ack()
+        self.flush_acks()
         self._output.write(data)
 
     # ------------------------------------------------------------------------------------------------ frames
@@ -484,7 +479,7 @@ class WireChannel:
         if self._acks.save_up(delivery_tag):
             if not self._acks_go_this_turn:
                 self._acks_go_this_turn = True
-                self._output.before_flush(self._write_due_ack)
+                self._output.before_flush(self.flush_acks)
         else:
             self._settle(delivery_tag, multiple, encode_ack(self.number, delivery_tag, multiple))
         return self._output.drain()
@@ -496,14 +491,10 @@ class WireChannel:
         if self._closing or not self._acks.hold(delivery_tag):
             return self.ack(delivery_tag)
         if self._ack_timer is None:
-            self._ack_timer = self._loop.call_later(ACK_DELAY, self._write_due_ack)
+            self._ack_timer = self._loop.call_later(ACK_DELAY, self.flush_acks)
         if self._acks.pending >= count:
-            self._write_due_ack()
+            self.flush_acks()
         return self._output.drain()
-
-    def flush_acks(self) -> None:
-        """Write the acks that wait for others."""
-        self._write_due_ack()
 
     def is_settled(self, delivery_tag: int) -> bool:
         """Whether *delivery_tag* is known to be settled."""
@@ -539,7 +530,7 @@ class WireChannel:
         if together and requeue is None:
             if not self._acks_go_this_turn:
                 self._acks_go_this_turn = True
-                self._output.before_flush(self._write_due_ack)
+                self._output.before_flush(self.flush_acks)
             self._acks.save_up_to(together)
         elif together:
             self._settle(together, True, encode_nack(self.number, together, True, bool(requeue)))
@@ -560,11 +551,12 @@ class WireChannel:
     def _settle(self, delivery_tag: int, multiple: bool, data: bytes) -> None:
         """Write *data*, which settles *delivery_tag*, unless that was settled before."""
         self._acks.check(delivery_tag)
-        self._write_due_ack()
+        self.flush_acks()
         self._output.write(data)
         self._acks.note(delivery_tag, multiple)
 
-    def _write_due_ack(self) -> None:
+    def flush_acks(self) -> None:
+        """Write the acks that were saved up or held back."""
         self._acks_go_this_turn = False
         if due := self._acks.take_due():
             self._output.write(encode_ack(self.number, due, True))
@@ -726,7 +718,7 @@ class WireChannel:
         if self.error is not None:
             return
         self._closing = True
-        self._write_due_ack()
+        self.flush_acks()
         self.publisher.refuse(f"channel {self.number} is being closed")
         for consumer in self._consumers.values():
             consumer.on_end(ChannelClosed("the channel is being closed", reply_code=200))
@@ -757,7 +749,7 @@ class WireChannel:
         if self.transport.server_supports("accept_consumer_cancel_ok"):  # whatever nowait says: it is always set
             self.send(make(Basic.CancelOk, consumer_tag=consumer_tag))
         if consumer is not None:
-            self._write_due_ack()  # of a consumer that counts as cancelled from here on, none would be written
+            self.flush_acks()  # of a consumer that counts as cancelled from here on, none would be written
             self.cancelled[encode_tag(consumer_tag)] = consumer.no_ack
             consumer.on_end(ConsumerCancelled(consumer_tag))
 
@@ -808,7 +800,7 @@ class WireChannel:
                 _log.info("%r: no close-ok in time%s", self, self.transport.blocked_hint())
 
     def _send_close(self, code: int = 200, text: str = "Normal shutdown") -> None:
-        self._write_due_ack()
+        self.flush_acks()
         # Not by way of a CommitGate: it is the one method that may overtake a commit.
         self.transport.send(self.number, make(ChannelMethods.Close, reply_code=code, reply_text=text))
         self._close_ok = self._loop.create_future()
