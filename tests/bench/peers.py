@@ -48,6 +48,7 @@ class Peer:
 
 PEERS = {
     "leveret": Peer((), "leveret", asyncio=True),
+    "bare_loop": Peer(("pamqp==4.0.1", "yarl==1.25.1", UVLOOP), "asyncio", asyncio=True),
     "aio_pika": Peer(("aio-pika==10.2.1", UVLOOP), "aio_pika", asyncio=True),
     "aiormq": Peer(("aiormq==7.2.4", UVLOOP), "aiormq", asyncio=True),
     "pika_async": Peer(("pika==1.4.4", UVLOOP), "pika.adapters.asyncio_connection", asyncio=True),
