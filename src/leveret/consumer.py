@@ -223,14 +223,18 @@ class CallbackConsumer:
             context = self._context.copy()
             try:
                 running = context.run(self._callback, message)
-                if not inspect.isawaitable(running):  # a plain function: it is done
-                    if running is not None:
+                coroutine: Coroutine[Any, Any, Any]
+                if type(running) is types.CoroutineType:
+                    coroutine = running
+                elif inspect.isawaitable(running):
+                    coroutine = _await(running)
+                else:  # a plain function: it is done
+                    if running is not None or not message.processed:
                         self._on_result(message, running)
                     continue
-                coroutine: Coroutine[Any, Any, Any] = running if inspect.iscoroutine(running) else _await(running)
                 waits_for = context.run(coroutine.send, None)
             except StopIteration as stop:
-                if stop.value is not None:
+                if stop.value is not None or not message.processed:
                     self._on_result(message, stop.value)
                 continue
             except Exception as exc:
@@ -269,7 +273,7 @@ class CallbackConsumer:
                 else:
                     waits_for = context.run(coroutine.send, value)
         except StopIteration as stop:
-            if stop.value is not None:
+            if stop.value is not None or not message.processed:
                 self._on_result(message, stop.value)
         except Exception as exc:
             self._on_failure(message, exc)
@@ -286,9 +290,10 @@ class CallbackConsumer:
                 self._start_runner()
 
     def _on_result(self, message: IncomingMessage, result: object) -> None:
-        """A callback has returned something; only a verdict means anything."""
+        """A callback has returned something, or has not settled its message; only a verdict means anything."""
         if not isinstance(result, Verdict):
-            if not message.processed:
+            self.failures.returned(self._tag, message)
+            if result is not None and not message.processed:
                 self._warn_once(
                     "consumer %r: a callback returned %r, which means nothing, and left its message unacknowledged;"
                     " leveret.Ack would acknowledge it",

@@ -24,6 +24,9 @@ OnError: TypeAlias = (
 FailureHandler: TypeAlias = Callable[[IncomingMessage, BaseException], Awaitable[object]]
 """Called, and awaited, when a callback has failed; a :class:`~leveret.Verdict` that it returns is carried out."""
 
+_PATIENCE = 10.0
+"""Seconds after which messages that fill the prefetch, and that callbacks returned without settling, are told."""
+
 _VERDICTS = {"reject": Reject, "requeue": Requeue}
 
 
@@ -56,8 +59,9 @@ def failure_handler(on_error: OnError) -> FailureHandler | None:
 class Failures:
     """The failures of one consumer.
 
-    Messages that a failed callback left unacknowledged count against the prefetch: when they fill it, the broker
-    sends nothing more. That is said once, and for as long as it lasts in ``connection.health()``.
+    Messages that a callback left unacknowledged count against the prefetch: when they fill it, the broker sends nothing
+    more. That is said once, and for as long as it lasts in ``connection.health()``. A callback that has not failed may
+    have left its message to somebody who acknowledges it later, so that gets some time.
 
     Args:
         prefetch: the consumer's; 0 for no limit.
@@ -67,7 +71,7 @@ class Failures:
         count: how many callbacks failed.
     """
 
-    __slots__ = ("_has_warned", "_is_settled", "_left", "_prefetch", "count")
+    __slots__ = ("_has_warned", "_is_settled", "_left", "_prefetch", "_second_look", "count")
 
     def __init__(self, prefetch: int, is_settled: Callable[[int], bool]) -> None:
         self.count = 0
@@ -75,6 +79,7 @@ class Failures:
         self._is_settled = is_settled
         self._left: list[IncomingMessage] = []
         self._has_warned = False
+        self._second_look: asyncio.TimerHandle | None = None
 
     def report(self, tag: bytes, message: IncomingMessage, error: BaseException, fate: str) -> None:
         """The callback of the consumer that is called *tag* failed on *message*, whose *fate* that is if unsettled."""
@@ -96,10 +101,28 @@ class Failures:
 
     def left(self, tag: bytes, message: IncomingMessage) -> None:
         """Whoever saw to the failure is done with *message*."""
-        if message.processed or not message.is_live or not self._prefetch:
-            return
-        self._left.append(message)
-        if self._fill_the_prefetch() and not self._has_warned:
+        if self._keep(message) and self._fill_the_prefetch():
+            self._warn(tag)
+
+    def returned(self, tag: bytes, message: IncomingMessage) -> None:
+        """The callback is done with *message*, and has not failed."""
+        if self._keep(message) and not self._has_warned and self._second_look is None and self._fill_the_prefetch():
+            self._second_look = asyncio.get_running_loop().call_later(_PATIENCE, self._look_again, tag)
+
+    def _keep(self, message: IncomingMessage) -> bool:
+        """Remember *message*, if it counts against the prefetch."""
+        counts = bool(self._prefetch) and not message.processed and message.is_live
+        if counts:
+            self._left.append(message)
+        return counts
+
+    def _look_again(self, tag: bytes) -> None:
+        self._second_look = None
+        if self._fill_the_prefetch():
+            self._warn(tag)
+
+    def _warn(self, tag: bytes) -> None:
+        if not self._has_warned:
             self._has_warned = True
             _log.warning("consumer %r gets nothing more: %s", tag, self._description())
 
@@ -107,6 +130,9 @@ class Failures:
         """What was left comes again: the wire is another one, or the broker has taken it back."""
         self._left.clear()
         self._has_warned = False
+        if self._second_look is not None:
+            self._second_look.cancel()
+            self._second_look = None
 
     def _fill_the_prefetch(self) -> bool:
         if len(self._left) >= self._prefetch:
@@ -118,7 +144,7 @@ class Failures:
         return 0 < self._prefetch <= len(self._left)
 
     def _description(self) -> str:
-        return f"{len(self._left)} messages whose callbacks failed are unacknowledged, and fill its prefetch"
+        return f"its callbacks left {len(self._left)} messages unacknowledged, which fill its prefetch"
 
     def complaint(self, tag: bytes) -> str | None:
         """What is wrong, or None."""

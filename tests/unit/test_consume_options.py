@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import logging
 import sys
 import threading
 
 import pytest
 
-from leveret import Ack, DrainReport, IncomingMessage, Nack, Reject, Requeue, Verdict
+from leveret import Ack, DrainReport, IncomingMessage, Nack, Reject, Requeue, Verdict, failures
 from leveret.consumer import CallbackConsumer
 from leveret.draining import check_drain, drain
 from leveret.exceptions import ConnectionClosed, ConsumerCancelled, DeliveryLost
@@ -430,7 +431,7 @@ async def test_failures_that_fill_the_prefetch_are_a_complaint_and_one_warning(c
     assert consumer.complaint is None
     consumer.deliver(2)
     await rest()
-    assert "'tag' gets nothing more: 2 messages" in consumer.complaint
+    assert "'tag' gets nothing more: its callbacks left 2 messages" in consumer.complaint
     consumer.deliver(3)
     await rest()
     assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
@@ -442,6 +443,40 @@ async def test_failures_that_fill_the_prefetch_are_a_complaint_and_one_warning(c
     assert consumer.complaint is not None
     consumer.on_end(ConsumerCancelled("tag"))
     assert consumer.complaint is None
+
+
+async def test_callbacks_that_settle_nothing_are_a_complaint_and_after_a_while_a_warning(caplog, monkeypatch):
+    told = asyncio.Event()
+    monkeypatch.setattr(failures, "_PATIENCE", 0.02)
+    monkeypatch.setattr(failures._log, "warning", lambda *args: (logging.getLogger("told").warning(*args), told.set()))
+    messages = []
+    consumer = Consumer(messages.append, prefetch=2)
+    consumer.deliver(1)
+    await rest()
+    assert consumer.complaint is None
+    consumer.deliver(2)
+    await rest()
+    assert "'tag' gets nothing more: its callbacks left 2 messages unacknowledged" in consumer.complaint
+    assert not told.is_set()
+    await told.wait()
+    assert "gets nothing more" in caplog.text
+    await messages[0].ack()
+    assert consumer.complaint is None
+
+
+async def test_messages_that_are_acknowledged_later_are_not_warned_of(caplog, monkeypatch):
+    monkeypatch.setattr(failures, "_PATIENCE", 0.02)
+    looked = asyncio.Event()
+    look_again = failures.Failures._look_again
+    monkeypatch.setattr(failures.Failures, "_look_again", lambda *args: (look_again(*args), looked.set()))
+    messages = []
+    consumer = Consumer(messages.append, prefetch=2)
+    consumer.deliver(1, 2)
+    await rest()
+    for message in messages:
+        await message.ack()
+    await looked.wait()
+    assert not caplog.records
 
 
 @pytest.mark.expects_errors
