@@ -17,6 +17,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
+from leveret.checks import check_count
 from leveret.consumer import MAX_PREFETCH, OnCancelled
 from leveret.exceptions import DeliveryLost
 from leveret.iterator import QueueConsumer
@@ -205,8 +206,7 @@ class BatchIterator(QueueConsumer):
         robust: bool = True,
         on_cancelled: OnCancelled = "resubscribe",
     ) -> None:
-        if not 1 <= size <= MAX_PREFETCH:
-            raise ValueError(f"size must be from 1 to {MAX_PREFETCH}, not {size}")
+        check_count("size", size, 1, MAX_PREFETCH)
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"timeout must not be negative: {timeout}")
         if prefetch is None:

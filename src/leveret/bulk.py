@@ -14,6 +14,7 @@ import math
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence, Sized
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, cast
 
+from leveret.checks import check_count
 from leveret.exceptions import (
     ChannelAccessRefused,
     ChannelInvalidStateError,
@@ -185,8 +186,8 @@ class Bulk:
         timeout: TimeoutType,
         retry_unknown: bool,
     ) -> None:
-        if window < 1 or window_bytes < 1:
-            raise ValueError(f"a window must be 1 at least, not {min(window, window_bytes)}")
+        check_count("window", window, 1)
+        check_count("window_bytes", window_bytes, 1)
         self.exchange = exchange
         self.mandatory = mandatory
         self.timeout = channel.seconds(timeout)

@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
+from leveret.checks import check_count
 from leveret.draining import DrainReport, wait_until
 from leveret.exceptions import ChannelInvalidStateError, Closed, ConsumerCancelled, DeliveryLost
 from leveret.failures import FailureHandler, Failures
@@ -432,9 +433,9 @@ def check_on_cancelled(on_cancelled: str) -> None:
 
 
 def check_prefetch(name: str, prefetch: int | None) -> None:
-    """Raise ValueError for a *prefetch*, the argument *name*, that AMQP cannot carry."""
-    if prefetch is not None and not 0 <= prefetch <= MAX_PREFETCH:
-        raise ValueError(f"{name} must be from 0 (no limit) to {MAX_PREFETCH}, not {prefetch}")
+    """Raise TypeError or ValueError for a *prefetch*, the argument *name*, that AMQP cannot carry."""
+    if prefetch is not None:
+        check_count(name, prefetch, 0, MAX_PREFETCH, " (0 is no limit)")
 
 
 def is_normal(error: Exception | None) -> bool:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from leveret.checks import check_callback, check_count
 from leveret.consumer import (
     MAX_PREFETCH,
     Attach,
@@ -141,8 +142,7 @@ async def consume(
     Raises:
         TypeError, ValueError, DuplicateConsumerTag, ChannelNotFoundEntity, ChannelAccessRefused: as that.
     """
-    if not callable(callback):
-        raise TypeError(f"the callback must be callable, not {callback!r}")
+    check_callback(callback)
     check_on_cancelled(on_cancelled)
     channel = queue.channel
     on_failure = failure_handler(on_error)
@@ -208,8 +208,8 @@ def _via(thread: bool, ack_batch: int | None) -> Callable[[WireChannel], Wire] |
 
 
 def _check_concurrency(concurrency: int | None) -> None:
-    if concurrency is not None and concurrency < 1:
-        raise ValueError(f"concurrency must be 1 or more, or None for no limit, not {concurrency}")
+    if concurrency is not None:
+        check_count("concurrency", concurrency, 1, hint=", or None for no limit")
 
 
 def _check_retry(retry: object, on_failure: FailureHandler | None, no_ack: bool) -> None:
@@ -226,7 +226,6 @@ def _check_ack_batch(ack_batch: int | None, prefetch: int, no_ack: bool) -> None
         return
     if no_ack:
         raise ValueError("ack_batch means nothing with no_ack: there are no acks")
-    if ack_batch < 2:
-        raise ValueError(f"ack_batch must be 2 or more, not {ack_batch}")
+    check_count("ack_batch", ack_batch, 2)
     if 0 < prefetch < ack_batch:
         raise ValueError(f"ack_batch is {ack_batch}, but the broker sends only {prefetch} messages ahead (prefetch)")

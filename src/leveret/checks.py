@@ -1,0 +1,41 @@
+"""Arguments that are checked in more than one place, before a byte is sent."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+
+def check_count(name: str, value: object, least: int, most: int | None = None, hint: str = "") -> None:
+    """Raise unless *value*, the argument *name*, is a whole number of that range.
+
+    Raises:
+        TypeError: it is no int.
+        ValueError: it is less than *least*, or more than *most* (None for no limit); *hint* is added to the text.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, not {value!r}")
+    if value < least or (most is not None and value > most):
+        allowed = f"{least} or more" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} must be {allowed}{hint}, not {value}")
+
+
+def check_callback(callback: Callable[..., object]) -> None:
+    """Raise unless *callback* can be called with one argument, a message.
+
+    Raises:
+        TypeError: it is not callable, or takes other arguments.
+    """
+    if not callable(callback):
+        raise TypeError(f"the callback must be callable, not {callback!r}")
+    try:
+        signature = inspect.signature(callback)
+    except ValueError:  # some that are written in C do not tell
+        return
+    try:
+        signature.bind(None)
+    except TypeError as exc:
+        name = getattr(callback, "__qualname__", repr(callback))
+        raise TypeError(
+            f"the callback is called with one argument, the message, but is {name}{signature}: {exc}"
+        ) from exc
