@@ -140,6 +140,8 @@ class CallbackCollection(MutableSet[_Callback], Generic[_Sender, _Params]):
             Awaitable, and done when all async callbacks are done; it may as well be dropped.
             **Cancellation**: the callbacks go on.
         """
+        if not self._entries:
+            return _NOTHING
         sender = self._sender()
         tasks: list[asyncio.Task[None]] = []
         for callback in list(self):

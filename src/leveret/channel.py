@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import itertools
-import secrets
+import os
 import weakref
 from collections.abc import Callable, Coroutine, Generator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
 
 from pamqp.base import Frame
@@ -60,16 +60,9 @@ class Channel:
     :meth:`reopen` makes it usable again.
 
     Attributes:
-        close_callbacks: called with (channel, exception) when it is closed, by whomever.
-        return_callbacks: called with (channel, :class:`~leveret.ReturnedMessage`) when a mandatory message comes back.
-        consumer_cancelled_callbacks: called with (channel, :class:`~leveret.exceptions.ConsumerCancelled`) when the
-            broker cancels a callback consumer.
-        default_exchange: routes to the queue named by the routing key.
         prefetch: how many unacknowledged messages the broker sends to a consumer that begins now without a
             ``prefetch`` of its own; 0 for no limit.
         key: tells it from the other channels of this process, in records of what was declared and consumed.
-        handler_tasks: callbacks that run, and consumers that are being stopped.
-        consumers: what consumes on it, or did, and somebody still holds.
         in_transaction: whether a transaction has begun on it and was not ended.
         write_publish: how exchanges publish on it, for as long as it is as it is now.
 
@@ -90,21 +83,49 @@ class Channel:
             raise RuntimeError("on_return_raises needs publisher_confirms: without them nobody waits for the publish")
         self.publisher_confirms = publisher_confirms
         self.on_return_raises = on_return_raises
-        self.close_callbacks: CallbackCollection[Channel, [BaseException | None]] = CallbackCollection(self)
-        self.return_callbacks: CallbackCollection[Channel, [ReturnedMessage]] = CallbackCollection(self)
-        self.consumer_cancelled_callbacks: CallbackCollection[Channel, [ConsumerCancelled]] = CallbackCollection(self)
-        self.default_exchange = self.EXCHANGE_CLASS(self, "", durable=True)
         self.prefetch = 0
         self.key = next(_keys)
         self.write_publish: Callable[..., Coroutine[Any, Any, Any]] = self._refuse_publish
-        self.handler_tasks: set[asyncio.Task[None]] = set()
-        self.consumers: weakref.WeakSet[Drainable] = weakref.WeakSet()
         self.in_transaction = False
         self._connection = connection
         self._requested_number = channel_number
         self._wire: WireChannel | None = None
         self._opening = False
         self._closed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    # What many channels never need is made when it is first used: a connection may have thousands of them.
+
+    @cached_property
+    def close_callbacks(self) -> CallbackCollection[Channel, [BaseException | None]]:
+        """Called with (channel, exception) when it is closed, by whomever."""
+        return CallbackCollection(self)
+
+    @cached_property
+    def return_callbacks(self) -> CallbackCollection[Channel, [ReturnedMessage]]:
+        """Called with (channel, :class:`~leveret.ReturnedMessage`) when a mandatory message comes back."""
+        return CallbackCollection(self)
+
+    @cached_property
+    def consumer_cancelled_callbacks(self) -> CallbackCollection[Channel, [ConsumerCancelled]]:
+        """Called with (channel, :class:`~leveret.exceptions.ConsumerCancelled`) when the broker cancels a callback
+        consumer.
+        """
+        return CallbackCollection(self)
+
+    @cached_property
+    def default_exchange(self) -> Exchange:
+        """Routes to the queue named by the routing key."""
+        return self.EXCHANGE_CLASS(self, "", durable=True)
+
+    @cached_property
+    def handler_tasks(self) -> set[asyncio.Task[None]]:
+        """Callbacks that run, and consumers that are being stopped."""
+        return set()
+
+    @cached_property
+    def consumers(self) -> weakref.WeakSet[Drainable]:
+        """What consumes on it, or did, and somebody still holds."""
+        return weakref.WeakSet()
 
     def __str__(self) -> str:
         return "Not initialized channel" if self._wire is None else str(self.number)
@@ -385,7 +406,7 @@ class Channel:
 
     def new_consumer_tag(self) -> str:
         """A consumer tag that nobody else has."""
-        return f"ctag{self.number}.{secrets.token_hex(16)}"
+        return f"ctag{self.number}.{os.urandom(16).hex()}"
 
     def new_queue_name(self) -> str:
         """The name of a queue that was given none; "" leaves it to the broker."""
@@ -451,7 +472,7 @@ class Channel:
 
     def with_prefetch(self, record: ConsumerRecord) -> ConsumerRecord:
         """*record* as it begins now."""
-        return record if record.prefetch is not None else dataclasses.replace(record, prefetch=self.prefetch)
+        return record if record.prefetch is not None else record._replace(prefetch=self.prefetch)
 
     async def unsubscribe(
         self, consumer_tag: str, timeout: TimeoutType, *, nowait: bool = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import functools
 import ssl as ssl_module
 from collections.abc import Mapping
@@ -360,7 +359,7 @@ class Connection:
         seconds = self.operation_timeout if timeout is None else timeout
         result: ConnectionMethods.UpdateSecretOk = await self._transport.call(method, seconds)
         self.url = self.url.with_password(new_secret)
-        self._parameters = dataclasses.replace(self._parameters, password=new_secret)
+        self._parameters = self._parameters._replace(password=new_secret)
         return result
 
 

@@ -72,7 +72,7 @@ class Login:
             return parameters
         credentials = await self._ask(self._provider, parameters.connect_timeout)
         self.problem, self._failures = None, 0
-        return dataclasses.replace(parameters, login=credentials.login, password=credentials.password)
+        return parameters._replace(login=credentials.login, password=credentials.password)
 
     async def renew(self, update_secret: Callable[[str], Awaitable[object]], timeout: float) -> None:
         """Ask for a new secret and pass it to *update_secret*; what goes wrong is retried, and shows in ``problem``."""

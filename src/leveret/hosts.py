@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -67,8 +66,7 @@ class Hosts:
     def change_password(self, password: str) -> None:
         """The password of all of them is another one now."""
         self._hosts = [
-            Host(host.url.with_password(password), dataclasses.replace(host.parameters, password=password))
-            for host in self._hosts
+            Host(host.url.with_password(password), host.parameters._replace(password=password)) for host in self._hosts
         ]
 
 

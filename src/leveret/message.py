@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Container, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
-from pprint import pformat
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, overload
 
@@ -356,6 +355,8 @@ class Message:
         )
 
     def __repr__(self) -> str:
+        from pprint import pformat  # most users never need it
+
         return f"{type(self).__name__}:{pformat(self.info())}"
 
     def __iter__(self) -> Iterator[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pamqp.commands import Basic
@@ -100,7 +99,7 @@ class Queue:
         self._is_server_named = self._is_server_named or not self.name
         self.name = result.queue or ""
         if robust and not passive:
-            self.channel.remember(dataclasses.replace(record, name=self.name, server_named=self._is_server_named))
+            self.channel.remember(record._replace(name=self.name, server_named=self._is_server_named))
         return result
 
     async def bind(

@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from pamqp.base import Frame
 from pamqp.commands import Basic
@@ -40,8 +39,7 @@ def consumer_key(channel: int, consumer_tag: str) -> Key:
     return "consumer", channel, consumer_tag
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExchangeRecord:
+class ExchangeRecord(NamedTuple):
     """``exchange.declare``"""
 
     name: str
@@ -75,8 +73,7 @@ class ExchangeRecord:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueueRecord:
+class QueueRecord(NamedTuple):
     """``queue.declare``; *server_named*: the broker chose the name, and chooses another one when it is replayed."""
 
     name: str
@@ -109,8 +106,7 @@ class QueueRecord:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueueBinding:
+class QueueBinding(NamedTuple):
     """``queue.bind``"""
 
     queue: str
@@ -148,8 +144,7 @@ class QueueBinding:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExchangeBinding:
+class ExchangeBinding(NamedTuple):
     """``exchange.bind``"""
 
     destination: str
@@ -183,8 +178,7 @@ class ExchangeBinding:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QosRecord:
+class QosRecord(NamedTuple):
     """``basic.qos`` of one channel."""
 
     channel: int
@@ -206,8 +200,7 @@ class QosRecord:
         return make(Basic.Qos, prefetch_count=self.prefetch_count, global_=self.global_)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConsumerRecord:
+class ConsumerRecord(NamedTuple):
     """``basic.consume`` on one channel; *consumer_tag* is the one that the user knows.
 
     *prefetch* is the one it began with, which the channel's may differ from by now; None before it began, for the
@@ -258,7 +251,7 @@ def with_own_arguments(record: Record) -> Record:
     """*record* with arguments that its maker cannot change any more."""
     if isinstance(record, QosRecord) or record.arguments is None:
         return record
-    return replace(record, arguments=_copied(record.arguments))
+    return record._replace(arguments=_copied(record.arguments))
 
 
 def _copied(value: Any) -> Any:
@@ -272,10 +265,10 @@ def _copied(value: Any) -> Any:
 def renamed(record: Record, old: str, new: str) -> Record:
     """*record* after the queue *old* has become *new*."""
     if isinstance(record, QueueRecord) and record.name == old:
-        return replace(record, name=new)
+        return record._replace(name=new)
     if isinstance(record, ConsumerRecord) and record.queue == old:
-        return replace(record, queue=new)
+        return record._replace(queue=new)
     if isinstance(record, QueueBinding) and record.queue == old:
         routing_key = new if record.routing_key == old else record.routing_key
-        return replace(record, queue=new, routing_key=routing_key)
+        return record._replace(queue=new, routing_key=routing_key)
     return record

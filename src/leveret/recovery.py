@@ -98,7 +98,7 @@ class Recovery:
         self._move(Event.CONNECT)
         self._first_link = loop.create_future()
         self._task = loop.create_task(self._run(first), name="leveret recovery")
-        await asyncio.shield(self._first_link)
+        await self._first_link
 
     async def stop(self, deadline: float) -> None:
         """End the task, but do not wait for it beyond *deadline* in event loop time; the link, if any, stays."""

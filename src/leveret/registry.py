@@ -213,6 +213,8 @@ class Registry:
 
     def plan(self) -> Iterator[list[Entity]]:
         """What is to be declared, stage by stage; each is looked at when its turn has come."""
+        if not self._topology:
+            return
         for stage in self._topology.plan():
             yield [record for record in stage if self._is_due(record)]
 

@@ -1,6 +1,6 @@
 """What is to happen to a message whose handler failed, and by way of which queues.
 
-Nothing here waits or talks to a broker; :mod:`leveret.message_retry` does what is decided here.
+Nothing here waits or talks to a broker; :mod:`leveret.retrier` does what is decided here.
 
 A message waits on a *rung*: a queue without consumers, one for each delay, whose messages expire after that delay and
 are dead-lettered through the default exchange to the queue that they came from, and to no other.

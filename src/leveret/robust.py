@@ -313,11 +313,12 @@ class RobustConnection(Connection):
             TimeoutError: it is not back at *deadline*, in event loop time.
         """
         try:
-            async with asyncio.timeout_at(deadline):
-                while not self._close_called and not self.is_closed:
-                    if self.connected.is_set():
-                        break
-                    await self.ready()
+            if not self.connected.is_set():
+                async with asyncio.timeout_at(deadline):
+                    while not self._close_called and not self.is_closed:
+                        if self.connected.is_set():
+                            break
+                        await self.ready()
         except TimeoutError:
             raise TimeoutError(f"no channel was opened in time: {self.why_down()}") from None
         except ConnectionClosed:

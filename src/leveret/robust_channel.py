@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Generator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pamqp.commands import Basic
@@ -133,7 +134,6 @@ class RobustChannel(Channel):
 
     Attributes:
         close_callbacks: called with (channel, exception) whenever it is lost or closed.
-        reopen_callbacks: called with (channel) whenever it is back.
 
     https://www.rabbitmq.com/docs/channels
     """
@@ -151,10 +151,10 @@ class RobustChannel(Channel):
         on_return_raises: bool = False,
     ) -> None:
         super().__init__(connection, channel_number, publisher_confirms, on_return_raises)
-        self.reopen_callbacks: CallbackCollection[RobustChannel, []] = CallbackCollection(self)
         self._subscriptions: dict[str, _Subscription] = {}
         self._waiting = connection.new_waiting_room()
-        self._live = asyncio.Event()
+        self._is_up = False
+        self._came_up: asyncio.Event | None = None  # while somebody waits for it
         self._close_called = False
         self._lost_transaction = False
         self._is_renewing = False
@@ -162,6 +162,11 @@ class RobustChannel(Channel):
         self._incarnation = 0  # how often the user closed it
         self._registry = connection.registry
         self._recovery = connection.recovery
+
+    @cached_property
+    def reopen_callbacks(self) -> CallbackCollection[RobustChannel, []]:
+        """Called with (channel) whenever it is back."""
+        return CallbackCollection(self)
 
     # --------------------------------------------------------------------------------------- opening, closing
 
@@ -214,8 +219,14 @@ class RobustChannel(Channel):
     def _go_live(self) -> None:
         self._is_renewing = False
         self._waiting.hand_over(self.wire.publisher)
-        self._live.set()
+        self._set_up()
         self._choose_publish()
+
+    def _set_up(self) -> None:
+        self._is_up = True
+        if self._came_up is not None:
+            self._came_up.set()
+            self._came_up = None
 
     def _choose_publish(self) -> None:
         """How to publish now."""
@@ -224,7 +235,7 @@ class RobustChannel(Channel):
         elif self._lost_transaction:
             self.write_publish = self._refuse_in_transaction
         else:
-            self.write_publish = self.wire.publish if self._live.is_set() else self._waiting.publish
+            self.write_publish = self.wire.publish if self._is_up else self._waiting.publish
 
     def _refuse_in_transaction(self, *_: object) -> Any:
         raise ChannelInvalidStateError("the transaction ended with its channel: roll it back, and begin again")
@@ -232,7 +243,7 @@ class RobustChannel(Channel):
     def enter_transaction(self) -> None:
         """A transaction has begun on it, and may have been lost in the same turn."""
         super().enter_transaction()
-        self._lost_transaction = not self._live.is_set()
+        self._lost_transaction = not self._is_up
         self._choose_publish()
 
     def leave_transaction(self) -> None:
@@ -276,7 +287,7 @@ class RobustChannel(Channel):
     @property
     def is_live(self) -> bool:
         """Whether what is sent on it goes out now; not while it is being restored."""
-        return not self.is_closed and self._live.is_set()
+        return not self.is_closed and self._is_up
 
     def why_not_live(self) -> str:
         """What is in the way of sending."""
@@ -323,14 +334,16 @@ class RobustChannel(Channel):
             TimeoutError: it is not back in time.
         """
         wire = self.wire
-        if self._live.is_set() and not self._is_over:
+        if self._is_up and not self._is_over:
             return wire, seconds
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         try:
             async with asyncio.timeout_at(deadline):
                 while not self._is_over and not self._closed.done():
-                    await self._live.wait()
+                    if not self._is_up:
+                        self._came_up = self._came_up or asyncio.Event()
+                        await self._came_up.wait()
                     if self.is_live:
                         return self.wire, max(0.0, deadline - loop.time())
         except TimeoutError:
@@ -379,7 +392,7 @@ class RobustChannel(Channel):
         self._renewals = min(self._renewals + 1, _MAX_RENEWALS)
         self._renewed_at = loop.time()
         self._is_renewing = True
-        self._live.clear()
+        self._is_up = False
         self._choose_publish()
         self._renew(wire, loop.time() + _LAST_ANSWERS)
 
@@ -399,9 +412,9 @@ class RobustChannel(Channel):
         """The wire is gone: wait for another one, unless it was the user who closed."""
         if wire is not self._wire:
             return
-        was_live = self._live.is_set() or self._is_renewing
+        was_live = self._is_up or self._is_renewing
         self._is_renewing = False
-        self._live.clear()
+        self._is_up = False
         self._lost_transaction = self.in_transaction
         self._choose_publish()
         if self._is_over:
@@ -428,7 +441,7 @@ class RobustChannel(Channel):
             self._registry.forget_channel(self.key)
         super()._end(error)
         self._choose_publish()
-        self._live.set()  # those who wait for it look what has become of it
+        self._set_up()  # those who wait for it look what has become of it
 
     def give_up(self, error: Exception) -> None:
         """The connection is closed for good."""

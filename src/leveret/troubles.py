@@ -5,9 +5,9 @@ Times are in event loop time. Nothing here waits.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Container
+from typing import NamedTuple
 
 from leveret.exceptions import ChannelLockedResource
 from leveret.log import printable
@@ -22,8 +22,7 @@ _FORGIVEN_AFTER = 60.0
 """Seconds without a loss after which earlier losses count no more."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Trouble:
+class Trouble(NamedTuple):
     """Something that is not as the user wants it.
 
     Attributes:
@@ -106,7 +105,7 @@ class Troubles:
     def hurry(self, key: Key) -> None:
         """Something has changed: try it again now."""
         if (trouble := self._troubles.get(key)) is not None:
-            self._troubles[key] = dataclasses.replace(trouble, due=0.0)
+            self._troubles[key] = trouble._replace(due=0.0)
 
     def hurry_all(self, *, but: type[Exception] | tuple[type[Exception], ...]) -> None:
         """The same for all, but those that ended in an error of that kind."""

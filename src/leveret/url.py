@@ -9,13 +9,11 @@ exception, which may quote it, is neither the cause nor the context of the one t
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import inspect
 import math
 import re
 import warnings
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
 from yarl import URL
@@ -33,10 +31,10 @@ _PORTS = {"amqp": PORT, "amqps": TLS_PORT}
 _HIDDEN = "******"
 _MECHANISMS = ("plain", "amqplain", "external")
 _MIN_FRAME_MAX = 8192
+"""RabbitMQ 4 refuses less, and the first frames are sent before anything is negotiated."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, repr=False)
-class ConnectionParameters:
+class ConnectionParameters(NamedTuple):
     """Everything that is needed to connect to one server.
 
     Attributes:
@@ -91,13 +89,8 @@ class ConnectionParameters:
     reconnect_interval: float | None = None
     fail_fast: bool = True
 
-    def __post_init__(self) -> None:
-        # RabbitMQ 4 refuses less, and the first frames are sent before anything is negotiated.
-        if self.frame_max < _MIN_FRAME_MAX:
-            raise ValueError(f"frame_max={self.frame_max}: expected at least {_MIN_FRAME_MAX} bytes")
-
     def __repr__(self) -> str:
-        values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        values = self._asdict().items()
         shown = (f"{name}={_HIDDEN if value and _is_secret(name) else repr(value)}" for name, value in values)
         return f"{type(self).__name__}({', '.join(shown)})"
 
@@ -241,6 +234,8 @@ def _unknown(key: str) -> str:
     if not re.fullmatch(r"[\w.-]+", key):
         # Nobody names a parameter so: it is the rest of a password, behind its `?`.
         return "the URL has a parameter with an odd name: percent-encode # ? / @ in the user name and password"
+    import difflib  # most users never need it
+
     nearest = difflib.get_close_matches(key, _OPTIONS, n=1)
     advice = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(sorted(_OPTIONS))}"
     return f"unknown parameter {key!r} in the URL: {advice}"
@@ -303,7 +298,7 @@ def make_url(
         parts |= {"password": (password, "guest"), "virtualhost": (virtualhost, "/"), "ssl": (ssl, False)}
         if ignored := [name for name, (value, default) in parts.items() if value != default]:
             _warn(f"{', '.join(ignored)} beside a URL: put it into the URL, or give the parts and no URL")
-        return _url(url).update_query(query)
+        return _url(url).update_query(query) if query else _url(url)
     return URL.build(
         scheme="amqps" if ssl else "amqp",
         host=host,

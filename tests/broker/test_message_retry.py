@@ -19,10 +19,9 @@ from leveret import (
     RobustConnection,
     Verdict,
     connect,
-    message_retry,
 )
 from leveret.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
-from leveret.message_retry import Retrier
+from leveret.retrier import Retrier
 from leveret.retry_ladder import Backend
 from leveret.wire import codec
 from tests.broker.test_helpers import drain, eventually, fill, holds, ready
@@ -102,7 +101,7 @@ async def bench(channel: Channel) -> AsyncIterator[Bench]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(message_retry, "PAUSES", (0.0, 0.01, 0.02))
+    monkeypatch.setattr("leveret.retrier.PAUSES", (0.0, 0.01, 0.02))
 
 
 async def published(channel: Channel, name: str, body: bytes = b"a", **properties: Any) -> None:

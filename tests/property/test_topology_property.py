@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -110,12 +108,12 @@ class Model:
         for key, record in list(self.records.items()):
             owners = self.owners[key]
             if isinstance(record, QueueRecord) and record.name == old:
-                renamed: Record = dataclasses.replace(record, name=new)
+                renamed: Record = record._replace(name=new)
             elif isinstance(record, ConsumerRecord) and record.queue == old:
-                renamed = dataclasses.replace(record, queue=new)
+                renamed = record._replace(queue=new)
             elif isinstance(record, QueueBinding) and record.queue == old:
                 routing_key = new if record.routing_key == old else record.routing_key
-                renamed = dataclasses.replace(record, queue=new, routing_key=routing_key)
+                renamed = record._replace(queue=new, routing_key=routing_key)
             else:
                 continue
             self.drop(key)

@@ -359,6 +359,19 @@ def test_nothing_is_handed_on_after_a_stop_inside_a_large_frame(bench):
     assert bench.frames == []
 
 
+def test_after_a_stop_the_large_buffers_are_given_back(bench):
+    tracemalloc.start()
+    try:
+        decoder = FrameDecoder(lambda *_: None, {})
+        decoder.limit(131_072)
+        decoder.feed(encode_frame(BODY, 1, bytes(50_000))[:40_000])
+        kept = tracemalloc.get_traced_memory()[0]
+        decoder.stop()
+        assert tracemalloc.get_traced_memory()[0] < kept - 150_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_after_a_stop_any_bytes_are_ignored(bench):
     bench.decoder.stop()
     bench.read(b"garbage that is no frame at all" * 100)

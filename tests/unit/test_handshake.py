@@ -63,6 +63,7 @@ def start_ok(client_properties=None, **parameters):
     handshake = Handshake(ConnectionParameters(**parameters), client_properties)
     (answer,) = handshake.receive(start(mechanisms="PLAIN AMQPLAIN EXTERNAL"))
     assert isinstance(answer, Connection.StartOk)
+    answer.client_properties, _ = decode_table(answer.client_properties)
     return answer
 
 

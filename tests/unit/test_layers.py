@@ -77,7 +77,8 @@ MAP |= {
     "lifecycle": set(),
     "retry": set(),
     "retry_ladder": {"message"},
-    "message_retry": {"message", "retry_ladder"},
+    "retrier": {"message", "retry_ladder"},
+    "message_retry": {"retrier", "retry_ladder", "wire.codec"},
     "troubles": {"records"},
     "credentials": {"url"},
     "hosts": {"url"},
@@ -149,7 +150,7 @@ BEYOND_THE_MAP: dict[str, dict[str, str]] = {
 
 ASYNCIO = {"callbacks", "outcome", "consumer", "iterator", "channel", "connection", "wire.transport", "wire.channel"}
 ASYNCIO |= {"recovery", "restore", "robust", "robust_channel", "credentials", "hosts", "wire.waiting", "wire.outgoing"}
-ASYNCIO |= {"message_retry"}
+ASYNCIO |= {"message_retry", "retrier"}
 ASYNCIO |= {"bulk"}
 ASYNCIO |= {"batches", "wire.intake", "wire.fetching"}
 ASYNCIO |= {"consuming", "in_hand", "draining", "failures", "handlers", "signals", "threads"}
@@ -208,7 +209,8 @@ LINES = {
     "lifecycle": 120,
     "retry": 100,
     "retry_ladder": 300,
-    "message_retry": 400,
+    "message_retry": 200,
+    "retrier": 300,
     "troubles": 120,
     "credentials": 100,
     "hosts": 80,
@@ -221,7 +223,7 @@ LINES = {
 }
 ASKED_WHY = {
     "callbacks": (240, "half of it is docstrings; chained and weak callbacks"),
-    "channel": (720, "half of it is docstrings: what users declare, and the hooks that a robust channel changes"),
+    "channel": (750, "half of it is docstrings: what users declare, and the hooks that a robust channel changes"),
     "message": (730, "what settles several at once is about their private state"),
     "wire.channel": (
         860,

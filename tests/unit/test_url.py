@@ -1,6 +1,5 @@
 """URLs are read as aio-pika and RabbitMQ read them, mistakes are told, and passwords never get out."""
 
-import dataclasses
 import math
 import pickle
 import traceback
@@ -196,14 +195,14 @@ def test_parameters_are_immutable_and_hide_secrets():
     assert "password=******" in repr(parameters)
     assert "cadata=******" in repr(parameters)
     assert not hasattr(parameters, "__dict__")
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         parameters.host = "other"
     assert pickle.loads(pickle.dumps(parameters)) == parameters
 
 
 def test_a_frame_max_that_no_broker_takes_is_refused():
     with pytest.raises(ValueError, match="frame_max=4096"):
-        ConnectionParameters(frame_max=4096)
+        parse_url("amqp://localhost/?frame_max=4096")
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,9 @@ class Acks:
         self.due = 0
         """The tag up to which an ack is to be written; 0 for none."""
         self._settled = 0  # every tag up to it is settled; -1 when no longer counted
-        self._ahead: set[int] = set()  # tags beyond it that are settled
-        self._held: set[int] = set()  # those of them whose acks are not written
+        # As keys of a dict: see WireChannel.
+        self._ahead: dict[int, None] = {}  # tags beyond it that are settled
+        self._held: dict[int, None] = {}  # those of them whose acks are not written
         self.pending = 0
         """How many acks were held back since :meth:`take_held`."""
 
@@ -81,8 +82,7 @@ class Acks:
             if self._settled < 0 or len(self._ahead) >= _TRACKED:
                 return False
             self.check(delivery_tag)
-            self._ahead.add(delivery_tag)
-            self._held.add(delivery_tag)
+            self._ahead[delivery_tag] = self._held[delivery_tag] = None
         self.pending += 1
         return True
 
@@ -100,10 +100,10 @@ class Acks:
         if multiple:
             self._settled = delivery_tag
             if self._ahead:
-                self._ahead = {tag for tag in self._ahead if tag > delivery_tag}
-                self._held = {tag for tag in self._held if tag > delivery_tag}
+                self._ahead = {tag: None for tag in self._ahead if tag > delivery_tag}
+                self._held = {tag: None for tag in self._held if tag > delivery_tag}
         elif self._settled >= 0:
-            self._ahead.add(delivery_tag)
+            self._ahead[delivery_tag] = None
         else:
             return
         self._catch_up()
@@ -131,7 +131,7 @@ class Acks:
     def _catch_up(self) -> None:
         while self._settled + 1 in self._ahead:
             self._settled += 1
-            self._ahead.discard(self._settled)
+            del self._ahead[self._settled]
             if self._settled in self._held:
-                self._held.discard(self._settled)
+                del self._held[self._settled]
                 self.due = self._settled

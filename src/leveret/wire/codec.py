@@ -511,6 +511,9 @@ class FrameDecoder:
     def stop(self) -> None:
         """Drop what is buffered and ignore what still comes."""
         self._is_stopped = True
+        # The buffers go now, not when the garbage collector comes to the transport: the next one gets the same memory.
+        self._read_view = memoryview(bytearray(MIN_FRAME_MAX))
+        self._big = None
         self._on_frame = _ignore_frame
         self._channels = {}
         self._template = None

@@ -35,7 +35,7 @@ from leveret.exceptions import (
 )
 from leveret.wire.codec import MIN_FRAME_MAX
 from leveret.wire.methods import encode_method, make
-from leveret.wire.tables import encode_table
+from leveret.wire.tables import EncodedTable, encode_table
 
 if TYPE_CHECKING:
     from pamqp.base import Frame
@@ -95,7 +95,8 @@ class Handshake:
         self.channel_max = _limit(parameters.channel_max)
         self.heartbeat = _HEARTBEAT if parameters.heartbeat is None else parameters.heartbeat
         self._parameters = parameters
-        self._client_properties = _client_properties(parameters, client_properties or {})
+        properties = _client_properties(parameters, client_properties or {})
+        self._client_properties = EncodedTable(encode_table(properties, what="Connection.StartOk client_properties"))
         self._mechanism = parameters.auth.upper()
         self._expected: type[Frame] | None = Connection.Start
         for method in (self._start_ok(), self._tune_ok(), self._open()):

@@ -24,7 +24,7 @@ from pamqp.commands import INDEX_MAPPING
 
 from leveret.exceptions import MessageDecodeError, ProtocolError
 from leveret.wire.codec import METHOD, encode_frame, encode_shortstr
-from leveret.wire.tables import decode_table, encode_table
+from leveret.wire.tables import EncodedTable, decode_table, encode_table
 
 if TYPE_CHECKING:
     from leveret.types import FieldValue
@@ -124,11 +124,8 @@ def encode_method(channel: int, method: Frame) -> bytes:
         TypeError, ValueError: an argument that AMQP cannot carry; names it and the method.
     """
     parts: list[bytes] = [method.index.to_bytes(4, "big")]
-    for names, amqp_type in _FIELDS[type(method)]:
-        if amqp_type == "bit":
-            parts.append(_write_bits(method, names))
-        else:
-            parts.append(_WRITERS[amqp_type](getattr(method, names[0]), f"{method.name} {names[0]}"))
+    for names, write, what in _WRITING[type(method)]:
+        parts.append(_write_bits(method, names) if write is None else write(getattr(method, names[0]), what))
     return encode_frame(METHOD, channel, b"".join(parts))
 
 
@@ -184,6 +181,8 @@ def _utf8(text: str) -> bytes | None:
 
 
 def _write_table(value: object, what: str) -> bytes:
+    if isinstance(value, EncodedTable):
+        return value
     if value is None:
         value = {}
     if not isinstance(value, Mapping):
@@ -200,6 +199,14 @@ _WRITERS: dict[str, _Writer] = {
     "longstr": _write_longstr,
     "table": _write_table,
 }
+
+
+def _writing(cls: type[Frame]) -> tuple[tuple[tuple[str, ...], _Writer | None, str], ...]:
+    """The arguments of *cls*: their names, what writes them (None: bits), and what an error calls them."""
+    return tuple((names, _WRITERS.get(amqp_type), f"{cls.name} {names[0]}") for names, amqp_type in _FIELDS[cls])
+
+
+_WRITING = _OnDemand(_writing)
 
 # ------------------------------------------------------------------------------------------------- decoding
 

@@ -330,6 +330,8 @@ class Publisher:
     async def settled(self, deadline: float) -> None:
         """Wait until every publish that somebody may wait for is settled, or until *deadline* in event loop time."""
         unsettled = [publish for publish in (*(self._confirms or ()), *self._held) if not publish.done()]
+        if not unsettled:
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
                 for publish in unsettled:

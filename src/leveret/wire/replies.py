@@ -10,7 +10,6 @@ A call that nobody waits for any more keeps its place: its late reply is swallow
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -42,8 +41,8 @@ class Replies:
     __slots__ = ("_in_order", "_of_consumers")
 
     def __init__(self) -> None:
-        self._in_order: deque[Pending] = deque()
-        self._of_consumers: deque[Pending] = deque()
+        self._in_order: list[Pending] = []  # no deques: see WireChannel
+        self._of_consumers: list[Pending] = []
 
     def add(self, pending: Pending) -> None:
         """A call was sent."""
@@ -62,7 +61,7 @@ class Replies:
                     return pending
             return None
         if self._in_order and is_reply(type(self._in_order[0].method), reply):
-            return self._in_order.popleft()
+            return self._in_order.pop(0)
         return None
 
     @property
@@ -72,7 +71,7 @@ class Replies:
 
     def take_get(self) -> Pending:
         """The ``basic.get`` that a message answers."""
-        return self._in_order.popleft()
+        return self._in_order.pop(0)
 
     @property
     def is_awaited(self) -> bool:

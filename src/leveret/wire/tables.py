@@ -15,7 +15,6 @@ import calendar
 import datetime
 import struct
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from enum import Enum
@@ -187,6 +186,10 @@ class _Refused(Exception):
         self.path = path
 
 
+class EncodedTable(bytes):
+    """A table that is encoded already, as an argument of a method."""
+
+
 def encode_table(table: Mapping[str, FieldValue], *, what: str = "header") -> bytes:
     """Encode *table* with its length in front.
 
@@ -351,14 +354,6 @@ _ENCODERS: dict[type, _Encoder] = {
     time.struct_time: _encode_struct_time,
 }
 _ABSTRACT: dict[type, _Encoder] = {Mapping: _encode_table, Sequence: _encode_array}
-_ADVICE: dict[type, str] = {
-    set: "a list",
-    frozenset: "a list",
-    uuid.UUID: "str(…)",
-    datetime.date: "a datetime, or its isoformat()",
-    datetime.timedelta: "its total_seconds()",
-    Enum: "its value",
-}
 
 
 def _encoder_for(value: object) -> _Encoder:
@@ -367,9 +362,25 @@ def _encoder_for(value: object) -> _Encoder:
         for kind, encoder in kinds.items():
             if isinstance(value, kind):
                 return encoder
-    advice = next((advice for kind, advice in _ADVICE.items() if isinstance(value, kind)), None)
-    advice = advice or "bool, int, float, str, bytes, Decimal, datetime, None, a list or a dict"
-    raise _Refused(TypeError, f"{type(value).__name__} is not an AMQP type; use {advice}")
+    raise _Refused(TypeError, f"{type(value).__name__} is not an AMQP type; use {_advice_for(value)}")
+
+
+def _advice_for(value: object) -> str:
+    from uuid import UUID  # not for all who import leveret
+
+    match value:
+        case set() | frozenset():
+            return "a list"
+        case UUID():
+            return "str(…)"
+        case datetime.date():
+            return "a datetime, or its isoformat()"
+        case datetime.timedelta():
+            return "its total_seconds()"
+        case Enum():
+            return "its value"
+        case _:
+            return "bool, int, float, str, bytes, Decimal, datetime, None, a list or a dict"
 
 
 def _shortened(path: str) -> str:

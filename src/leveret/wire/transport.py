@@ -120,6 +120,7 @@ class Transport(asyncio.BufferedProtocol):
         self._handshake = Handshake(parameters, client_properties)
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._stage_timer: asyncio.TimerHandle | None = None
+        self._stage_due = 0.0
 
         self._decoder = FrameDecoder(self._on_frame, self.channels)
         self._last_read = self._loop.time()
@@ -205,7 +206,7 @@ class Transport(asyncio.BufferedProtocol):
         """The socket is connected (and TLS established)."""
         self._socket = cast("asyncio.Transport", transport)
         sock = transport.get_extra_info("socket")
-        if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
+        if sock is not None:
             # Not TCP_USER_TIMEOUT: it also ends a connection whose peer is alive but does not read, as a broker
             # does that blocks publishers.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -215,12 +216,14 @@ class Transport(asyncio.BufferedProtocol):
 
     def _wait_for_stage(self) -> None:
         """Give the peer ``connect_timeout`` for its next word of the handshake."""
-        if self._stage_timer is not None:
-            self._stage_timer.cancel()
-        if self.state is State.CONNECTING:
-            self._stage_timer = self._loop.call_later(self.parameters.connect_timeout, self._on_stage_timeout)
+        self._stage_due = self._loop.time() + self.parameters.connect_timeout
+        if self._stage_timer is None and self.state is State.CONNECTING:
+            self._stage_timer = self._loop.call_at(self._stage_due, self._on_stage_timeout)
 
     def _on_stage_timeout(self) -> None:
+        if self._loop.time() < self._stage_due:  # there were words since
+            self._stage_timer = self._loop.call_at(self._stage_due, self._on_stage_timeout)
+            return
         p = self.parameters
         self._fail(
             ConnectTimeout(
@@ -238,8 +241,8 @@ class Transport(asyncio.BufferedProtocol):
                 self.send(0, make(ConnectionMethods.CloseOk))
             self._fail(exc)
             return
-        for answer in answers:
-            self.send(0, answer)
+        if answers:
+            self.output.write(b"".join(self.encode(0, answer) for answer in answers))
         if not self._handshake.done:
             if isinstance(method, ConnectionMethods.Tune):
                 self._decoder.limit(self._handshake.frame_max)
@@ -549,7 +552,7 @@ class Transport(asyncio.BufferedProtocol):
         if self.state is State.CLOSING and self._close_ok is not None:
             try:
                 async with asyncio.timeout_at(deadline):
-                    await asyncio.shield(self._close_ok)
+                    await self._close_ok
             except TimeoutError:
                 _log.info("%r: no close-ok in time%s; aborting", self, self.blocked_hint())
             finally:

@@ -47,10 +47,12 @@ class WaitingRoom:
         why: says why they wait, for errors.
     """
 
+    __slots__ = ("_budget", "_frame_max", "_timeout", "_waiting", "_why")
+
     def __init__(self, budget: Budget, timeout: float, frame_max: int, why: Callable[[], str]) -> None:
         self._budget = budget
         self._timeout = timeout
-        self._encoder = PublishEncoder(1, frame_max)
+        self._frame_max = frame_max
         self._why = why
         self._waiting: dict[Publish, None] = {}
 
@@ -90,7 +92,8 @@ class WaitingRoom:
             MessageTooLarge: the headers do not fit into one frame.
         """
         # This raises what sending it would.
-        self._encoder.encode(publish.exchange, publish.routing_key, publish.mandatory, publish.properties, b"")
+        encoder = PublishEncoder(1, self._frame_max)
+        encoder.encode(publish.exchange, publish.routing_key, publish.mandatory, publish.properties, b"")
         if not self.add(publish):
             budget = self._budget
             raise PublishNotSent(
