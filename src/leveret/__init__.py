@@ -16,6 +16,7 @@ from leveret.lifecycle import ConnectionState, Health
 from leveret.log import logger
 from leveret.message import IncomingMessage, Message, ReturnedMessage
 from leveret.message_retry import MessageRetry
+from leveret.metrics import Metrics
 from leveret.queue import Queue
 from leveret.report import PublishFailure, PublishReport
 from leveret.retry import RetryPolicy
@@ -46,6 +47,7 @@ __all__ = [
     "Message",
     "MessageProcessError",
     "MessageRetry",
+    "Metrics",
     "Nack",
     "PublishFailure",
     "PublishReport",
