@@ -62,6 +62,7 @@ class _BulkPublish(Publish):
     __slots__ = (
         "_callbacks",
         "_state",
+        "began",
         "body",
         "bulk",
         "deadline",
@@ -89,7 +90,7 @@ class _BulkPublish(Publish):
         routing_key: str,
         properties: bytes,
         body: bytes,
-        deadline: float,
+        began: float,
     ) -> None:
         self.bulk = bulk
         self.index = index
@@ -99,8 +100,9 @@ class _BulkPublish(Publish):
         self.properties = properties
         self.body = body
         self.mandatory = bulk.mandatory
-        self.deadline = deadline
+        self.began = began
         self.timeout = bulk.timeout
+        self.deadline = began + bulk.timeout
         self.retry_unknown = bulk.retry_unknown
         self.holder: PublishHolder = bulk
         self.size = len(body) + len(properties)
@@ -332,13 +334,12 @@ class Bulk:
         except (TypeError, ValueError) as error:
             self._blame(error)
         properties = self._last_properties
-        deadline = now + self.timeout
-        publish = _BulkPublish(self, self._total, message, routing_key, properties, message.body, deadline)
+        publish = _BulkPublish(self, self._total, message, routing_key, properties, message.body, now)
         self._total += 1
         self._unfinished[publish] = None
         self._bytes += publish.size
-        if self._timer is None and deadline != math.inf:
-            self._timer = self._loop.call_at(deadline, self._expire)
+        if self._timer is None and publish.deadline != math.inf:
+            self._timer = self._loop.call_at(publish.deadline, self._expire)
         return publish
 
     def _unpack(self, item: object) -> Sequence[Any]:

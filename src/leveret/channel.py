@@ -32,6 +32,7 @@ from leveret.wire.channel import WireChannel, WireConsumer
 from leveret.wire.codec import Return
 from leveret.wire.methods import make
 from leveret.wire.outgoing import Publish, PublishSender
+from leveret.wire.tally import Tally
 
 if TYPE_CHECKING:
     from typing import Self
@@ -383,6 +384,16 @@ class Channel:
         publisher = self.wire.publisher
         publisher.check_open()
         return publisher
+
+    @property
+    def waiting_publishes(self) -> int:
+        """How many publishes wait to be written."""
+        return 0 if self._wire is None else self._wire.publisher.waiting
+
+    @property
+    def tally(self) -> Tally:
+        """What its connection has done so far."""
+        return self._connection.tally
 
     def remember(self, record: Record) -> None:
         """*record* is true now, and the user wants it to stay so; a plain channel keeps no records."""

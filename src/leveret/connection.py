@@ -20,6 +20,7 @@ from leveret.log import get_logger, printable
 from leveret.types import FieldValue, SSLOptions, TimeoutType
 from leveret.url import ConnectionParameters, make_url, parse_url, redact
 from leveret.wire.methods import make
+from leveret.wire.tally import Tally
 from leveret.wire.transport import Transport
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Connection:
         blocked_callbacks: called with (connection, reason) when the broker blocks publishers, for lack of memory or
             disk, and with (connection, None) when it lets them go on.
         connected: an ``asyncio.Event`` that is set while it is open.
+        tally: what it has done so far, in numbers; :class:`~leveret.metrics.Metrics` reads them.
 
     https://www.rabbitmq.com/docs/connections
     """
@@ -65,6 +67,7 @@ class Connection:
         self._ssl_context = ssl_context
         self._client_properties = client_properties
         self._transport: Transport | None = None
+        self.tally = Tally()
         self._channels: set[Channel] = set()
         self._connecting = False
         self._close_called = False
@@ -111,6 +114,7 @@ class Connection:
                     on_blocked=self._on_blocked,
                     client_properties=self._client_properties,
                     ssl_context=self._ssl_context,
+                    tally=self.tally,
                 )
         except TimeoutError as exc:
             if isinstance(exc, ConnectTimeout):
@@ -288,6 +292,11 @@ class Connection:
         if transport is None or not transport.is_open or self._close_called:
             raise ChannelInvalidStateError("the connection is not open") from self._error()
         return transport
+
+    @property
+    def waiting_publishes(self) -> int:
+        """How many publishes of all its channels wait to be written: for the link, for a blocking broker, for room."""
+        return sum(channel.waiting_publishes for channel in self._channels)
 
     def adopt(self, channel: Channel) -> None:
         """*channel* is open: it is closed with the connection."""

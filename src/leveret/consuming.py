@@ -161,6 +161,8 @@ async def consume(
 
     if thread:
         callback = in_thread(callback)
+    if channel.tally.measured is not None:
+        callback = channel.tally.measured(callback)
     if retry is not None:
         _check_retry(retry, on_failure, no_ack)
         async with asyncio.timeout_at(deadline):

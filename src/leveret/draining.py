@@ -51,6 +51,16 @@ class Drainable(Protocol):
         ...
 
     @property
+    def waiting(self) -> int:
+        """How many messages are here, and nobody has started on them."""
+        ...
+
+    @property
+    def in_flight(self) -> int:
+        """How many messages handlers have begun with, and not ended."""
+        ...
+
+    @property
     def complaint(self) -> str | None:
         """What is wrong with it, for ``connection.health()``."""
         ...

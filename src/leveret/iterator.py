@@ -82,6 +82,11 @@ class QueueConsumer:
         return f"<{type(self).__name__}: queue={self._queue.name!r} consumer_tag={self.consumer_tag!r}>"
 
     @property
+    def queue_name(self) -> str:
+        """The queue that it consumes."""
+        return self._queue.name
+
+    @property
     def consumer_tag(self) -> str | None:
         """The tag; None before consuming has begun."""
         return self._consumer_tag if self._is_consuming else None
@@ -222,6 +227,16 @@ class QueueConsumer:
         """What became of its messages since it was stopped."""
         drained = sum(message.processed for message in self._at_stop)
         return DrainReport(drained, self._requeued + len(self._at_stop) - drained, self._lost)
+
+    @property
+    def waiting(self) -> int:
+        """How many messages are here, and were not handed out."""
+        return len(self._messages) + len(self._parked)
+
+    @property
+    def in_flight(self) -> int:
+        """How many messages were handed out, and are not settled."""
+        return len(self._in_hand.unsettled)
 
     @property
     def complaint(self) -> str | None:

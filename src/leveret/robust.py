@@ -247,6 +247,7 @@ class RobustConnection(Connection):
             self.connected.set()
             self.connection_attempt += 1
             if self.connection_attempt > 1:
+                self.tally.reconnects += 1
                 _log.info("%s: connection restored", self)
         self.state_callbacks(old, new, cause)
         if new is ConnectionState.RECONNECTING:

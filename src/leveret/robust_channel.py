@@ -370,6 +370,11 @@ class RobustChannel(Channel):
             self._refuse_in_transaction()
         return self._waiting
 
+    @property
+    def waiting_publishes(self) -> int:
+        """How many publishes wait to be written, or for the channel to be back."""
+        return super().waiting_publishes + len(self._waiting)
+
     def take_back(self, publish: Publish, error: Exception) -> bool:
         """*publish* waits for the next wire."""
         return not self._is_over and not self.in_transaction and self._waiting.add(publish)

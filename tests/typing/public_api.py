@@ -35,6 +35,9 @@ from leveret import (
     connect,
     exceptions,
 )
+from leveret.metrics import Metrics
+from leveret.prometheus import MetricsCollector, register
+from leveret.telemetry import instrument, uninstrument
 from leveret.types import FieldValue, HeadersType
 
 
@@ -42,6 +45,18 @@ class MyConnection(Connection):
     """A user's own."""
 
     extra = 5
+
+
+async def watching(connection: Connection) -> None:
+    metrics = Metrics("orders")
+    metrics.watch(connection)
+    now = metrics.snapshot()
+    assert_type(now.published, int)
+    assert_type(now.blocked_seconds, float)
+    assert_type(now.confirm_seconds.count, int)
+    assert_type(register(metrics), MetricsCollector)
+    instrument(linked=True)
+    uninstrument()
 
 
 async def connecting() -> None:

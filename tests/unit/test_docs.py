@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import re
 from pathlib import Path
@@ -18,7 +19,7 @@ from tests.bench.scenarios import SCENARIOS
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
-HOSTS = {"www.rabbitmq.com", "docs.python.org"}
+HOSTS = {"www.rabbitmq.com", "docs.python.org", "opentelemetry.io"}
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
@@ -61,13 +62,14 @@ def test_python_compiles(page: Path) -> None:
 @each_page
 def test_code_names_what_leveret_has(page: Path) -> None:
     for block in blocks(page, "python"):
+        for module, names in re.findall(r"^from (leveret\.\w+) import (.*)$", block, re.MULTILINE):
+            imported = importlib.import_module(module)
+            assert all(hasattr(imported, name.strip()) for name in names.split(","))
         for path in re.findall(r"\bleveret((?:\.\w+)+)", block):
             value: object = leveret
             for name in path[1:].split("."):
                 assert hasattr(value, name), f"leveret{path}"
                 value = getattr(value, name)
-        for imported in re.findall(r"^from leveret\.exceptions import (.*)$", block, re.MULTILINE):
-            assert all(hasattr(exceptions, name.strip()) for name in imported.split(","))
 
 
 @each_page

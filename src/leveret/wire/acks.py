@@ -90,6 +90,12 @@ class Acks:
         """Whether *delivery_tag* is known to be settled."""
         return delivery_tag <= self._settled or delivery_tag in self._ahead
 
+    def unsettled_up_to(self, delivery_tag: int) -> int:
+        """How many a ``multiple`` would settle; 1 where that is no longer known."""
+        if self._settled < 0:
+            return 1
+        return delivery_tag - self._settled - sum(tag <= delivery_tag for tag in self._ahead)
+
     def check(self, delivery_tag: int) -> None:
         """Raise MessageProcessError if *delivery_tag* is settled: the broker would close the channel (406)."""
         if self.is_settled(delivery_tag):

@@ -189,6 +189,7 @@ class WireChannel:
         "_owner",
         "_replies",
         "_starting",
+        "_tally",
         "_unlimited",
         "_watchers",
         "cancelled",
@@ -216,6 +217,7 @@ class WireChannel:
         self._starting: dict[bytes, asyncio.Future[None]] = {}
         self._unlimited: dict[bytes, None] = {}
         self._loop = asyncio.get_running_loop()
+        self._tally = transport.tally
         self._output: Output | CommitGate = transport.output
         self._owner = owner
         self._replies = Replies()
@@ -454,8 +456,10 @@ class WireChannel:
             if on_delivery is None:
                 self._on_stray_delivery(method)
             else:
+                self._tally.delivered += 1
                 on_delivery(method.delivery_tag, method.redelivered, method.route, properties, body)
         elif isinstance(method, GetOk):
+            self._tally.delivered += 1
             self._replies.take_get().settle(Fetched(method, properties, body))
         else:
             self.publisher.on_return(method, properties, body)
@@ -491,11 +495,12 @@ class WireChannel:
         if self.error is not None:
             raise self._lost()
         if self._acks.save_up(delivery_tag):
+            self._tally.acked += 1
             if not self._acks_go_this_turn:
                 self._acks_go_this_turn = True
                 self._output.before_flush(self.flush_acks)
         else:
-            self._settle(delivery_tag, multiple, encode_ack(self.number, delivery_tag, multiple))
+            self._tally.acked += self._settle(delivery_tag, multiple, encode_ack(self.number, delivery_tag, multiple))
         return self._output.drain()
 
     def ack_later(self, delivery_tag: int, count: int) -> Coroutine[Any, Any, None]:
@@ -504,6 +509,7 @@ class WireChannel:
             raise self._lost()
         if self._closing or not self._acks.hold(delivery_tag):
             return self.ack(delivery_tag)
+        self._tally.acked += 1
         if self._ack_timer is None:
             self._ack_timer = self._loop.call_later(ACK_DELAY, self.flush_acks)
         if self._acks.pending >= count:
@@ -518,14 +524,16 @@ class WireChannel:
         """``basic.nack``; raises as :meth:`ack` does."""
         if self.error is not None:
             raise self._lost()
-        self._settle(delivery_tag, multiple, encode_nack(self.number, delivery_tag, multiple, requeue))
+        count = self._settle(delivery_tag, multiple, encode_nack(self.number, delivery_tag, multiple, requeue))
+        self._count_refused(count, requeue)
         return self._output.drain()
 
     def reject(self, delivery_tag: int, requeue: bool = False) -> Coroutine[Any, Any, None]:
         """``basic.reject``; raises as :meth:`ack` does."""
         if self.error is not None:
             raise self._lost()
-        self._settle(delivery_tag, False, encode_reject(self.number, delivery_tag, requeue))
+        count = self._settle(delivery_tag, False, encode_reject(self.number, delivery_tag, requeue))
+        self._count_refused(count, requeue)
         return self._output.drain()
 
     def settle_all(self, delivery_tags: Sequence[int], *, requeue: bool | None) -> Coroutine[Any, Any, None]:
@@ -545,14 +553,16 @@ class WireChannel:
             if not self._acks_go_this_turn:
                 self._acks_go_this_turn = True
                 self._output.before_flush(self.flush_acks)
+            self._tally.acked += self._acks.unsettled_up_to(together)
             self._acks.save_up_to(together)
         elif together:
-            self._settle(together, True, encode_nack(self.number, together, True, bool(requeue)))
+            data = encode_nack(self.number, together, True, bool(requeue))
+            self._count_refused(self._settle(together, True, data), bool(requeue))
         for tag in apart:
             if requeue is None:
-                self._settle(tag, False, encode_ack(self.number, tag, False))
+                self._tally.acked += self._settle(tag, False, encode_ack(self.number, tag, False))
             else:
-                self._settle(tag, False, encode_nack(self.number, tag, False, requeue))
+                self._count_refused(self._settle(tag, False, encode_nack(self.number, tag, False, requeue)), requeue)
         return self._output.drain()
 
     def requeue(self, delivery_tag: int) -> None:
@@ -562,12 +572,20 @@ class WireChannel:
         else:
             _ = self.reject(delivery_tag, requeue=True)
 
-    def _settle(self, delivery_tag: int, multiple: bool, data: bytes) -> None:
-        """Write *data*, which settles *delivery_tag*, unless that was settled before."""
+    def _settle(self, delivery_tag: int, multiple: bool, data: bytes) -> int:
+        """Write *data*, which settles *delivery_tag*, unless that was settled before; returns how many that settles."""
         self._acks.check(delivery_tag)
+        count = self._acks.unsettled_up_to(delivery_tag) if multiple else 1
         self.flush_acks()
         self._output.write(data)
         self._acks.note(delivery_tag, multiple)
+        return count
+
+    def _count_refused(self, count: int, requeue: bool) -> None:
+        if requeue:
+            self._tally.requeued += count
+        else:
+            self._tally.rejected += count
 
     def flush_acks(self) -> None:
         """Write the acks that were saved up or held back."""
@@ -738,6 +756,10 @@ class WireChannel:
             consumer.on_end(ChannelClosed("the channel is being closed", reply_code=200))
         for tag in self._consumers:
             self.consumers[tag] = _drop
+
+    def consumer(self, tag: bytes) -> WireConsumer | None:
+        """Where deliveries for *tag* go."""
+        return self._consumers.get(tag)
 
     def has_consumer(self, consumer: WireConsumer) -> bool:
         """Whether deliveries go to *consumer*."""

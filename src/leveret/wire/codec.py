@@ -25,6 +25,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from leveret.exceptions import MessageDecodeError, MessageTooLarge, ProtocolError
 from leveret.types import FieldValue
 from leveret.wire.tables import decode_table, encode_table
+from leveret.wire.tally import Tally
 
 METHOD: Final = 1
 HEADER: Final = 2
@@ -471,7 +472,7 @@ class FrameDecoder:
 
     The socket reads into :meth:`get_buffer` and tells :meth:`buffer_updated`; bytes from elsewhere come in
     through :meth:`feed`. Deliveries go straight to the consumers in *channels*; every other frame goes to
-    *on_frame* as (type, channel number, payload).
+    *on_frame* as (type, channel number, payload). *tally* counts the former.
     """
 
     __slots__ = (
@@ -487,11 +488,18 @@ class FrameDecoder:
         "_need",
         "_on_frame",
         "_read_view",
+        "_tally",
         "_template",
     )
 
-    def __init__(self, on_frame: Callable[[int, int, bytes], None], channels: Mapping[int, ContentSink]) -> None:
+    def __init__(
+        self,
+        on_frame: Callable[[int, int, bytes], None],
+        channels: Mapping[int, ContentSink],
+        tally: Tally | None = None,
+    ) -> None:
         self._on_frame = on_frame
+        self._tally = tally or Tally()
         self._channels: Mapping[int, ContentSink] = channels
         self._frame_max = MIN_FRAME_MAX
         self._read_view = memoryview(bytearray(_READ_SIZE))
@@ -569,29 +577,34 @@ class FrameDecoder:
                 return
             data = b"".join(self._kept)
             self._kept.clear()
-        pos, end = 0, len(data)
-        while end - pos >= FRAME_OVERHEAD and not self._is_stopped:
-            template = self._template
-            if template is not None and end - pos > template.length:
-                after = self._deliver_alike(template, data, pos, end)
-                if after:
-                    pos = after
-                    continue
-            kind, number, size = _unpack_head(data, pos)
-            if size > self._frame_max - FRAME_OVERHEAD or kind not in _KINDS:
-                raise self._bad_head(data[pos:])
-            stop = pos + size + FRAME_OVERHEAD
-            if stop > end:
-                break
-            if data[stop - 1] != 0xCE:
-                raise _bad_end(data[pos : pos + 64])
-            if kind == METHOD and data[pos + 7 : pos + 11] == _DELIVER_BYTES:
-                after = self._deliver(data, pos, stop, end)
-                if after:
-                    pos = after
-                    continue
-            self._on_frame(kind, number, data[pos + 7 : stop - 1])
-            pos = stop
+        pos, end, delivered = 0, len(data), 0
+        try:
+            while end - pos >= FRAME_OVERHEAD and not self._is_stopped:
+                template = self._template
+                if template is not None and end - pos > template.length:
+                    after = self._deliver_alike(template, data, pos, end)
+                    if after:
+                        pos = after
+                        delivered += 1
+                        continue
+                kind, number, size = _unpack_head(data, pos)
+                if size > self._frame_max - FRAME_OVERHEAD or kind not in _KINDS:
+                    raise self._bad_head(data[pos:])
+                stop = pos + size + FRAME_OVERHEAD
+                if stop > end:
+                    break
+                if data[stop - 1] != 0xCE:
+                    raise _bad_end(data[pos : pos + 64])
+                if kind == METHOD and data[pos + 7 : pos + 11] == _DELIVER_BYTES:
+                    after = self._deliver(data, pos, stop, end)
+                    if after:
+                        pos = after
+                        delivered += 1
+                        continue
+                self._on_frame(kind, number, data[pos + 7 : stop - 1])
+                pos = stop
+        finally:
+            self._tally.delivered += delivered
         if pos < end and not self._is_stopped:
             self._keep(data[pos:] if pos else data)
 

@@ -52,6 +52,7 @@ class Publish:
 
     Attributes:
         timeout: seconds that it was given.
+        began: when it was made, in event loop time.
         deadline: when they are up, in event loop time.
         has_timer: whether somebody else than its holder looks after the deadline.
         is_bounded: whether whoever made it bounds how many of them there are.
@@ -71,6 +72,7 @@ class Publish:
     body: bytes
     mandatory: bool
     timeout: float
+    began: float
     deadline: float
     holder: PublishHolder
     retry_unknown: bool
@@ -129,6 +131,7 @@ class AwaitedPublish(Outcome[Any], Publish):
     """
 
     __slots__ = (
+        "began",
         "body",
         "deadline",
         "exchange",
@@ -163,7 +166,8 @@ class AwaitedPublish(Outcome[Any], Publish):
         self.body = body
         self.mandatory = mandatory
         self.timeout = timeout
-        self.deadline = loop.time() + timeout
+        self.began = began = loop.time()
+        self.deadline = began + timeout
         self.retry_unknown = retry_unknown
         self.was_written = False
         self.returned: Any = None

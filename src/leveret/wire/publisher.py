@@ -76,6 +76,7 @@ class Publisher:
     """
 
     __slots__ = (
+        "_came_back",
         "_confirms",
         "_encoder",
         "_expiry",
@@ -84,8 +85,10 @@ class Publisher:
         "_number",
         "_owner",
         "_refusal",
+        "_tally",
         "_timeout",
         "_transport",
+        "_written",
         "has_confirmed",
         "nacked_in_a_row",
         "output",
@@ -103,6 +106,10 @@ class Publisher:
         self._held: dict[Publish, None] = {}
         self._expiry: asyncio.TimerHandle | None = None
         self._refusal: ChannelInvalidStateError | None = None
+        self._written = 0  # without confirms, which number what is written
+        self._came_back = 0  # of what is unsettled
+        self._tally = transport.tally
+        self._tally.publishers.add(self)
         self.nacked_in_a_row = 0
         self.has_confirmed = False
 
@@ -140,6 +147,7 @@ class Publisher:
         data = self._encoder.encode(exchange, routing_key, mandatory, encoded, b"" if output.is_held else body)
         confirms = self._confirms
         if confirms is None and not output.is_held:
+            self._written += 1
             output.write(data)
             return DONE
         seconds = self._timeout if timeout is None else timeout
@@ -174,6 +182,7 @@ class Publisher:
         if output.is_held:
             self._hold(publish)
         elif self._confirms is None:
+            self._written += 1
             output.write(data)
             publish.set_result(None)
         else:
@@ -223,6 +232,7 @@ class Publisher:
             if publish.done():
                 return
             if self._confirms is None:
+                self._written += 1
                 publish.set_result(None)
             else:
                 self._held.pop(publish, None)
@@ -263,6 +273,21 @@ class Publisher:
         return publish.unsent(f"{within}: the broker does not keep up ({publish})", in_time=True)
 
     @property
+    def published(self) -> int:
+        """How many messages it wrote."""
+        return self._written if self._confirms is None else self._confirms.last_number
+
+    @property
+    def unconfirmed(self) -> int:
+        """How many of them the broker has not answered, whether somebody still waits for that or not."""
+        return 0 if self._confirms is None else len(self._confirms)
+
+    @property
+    def waiting(self) -> int:
+        """How many publishes wait to be written."""
+        return len(self._held)
+
+    @property
     def unconfirmed_too_long(self) -> int:
         """How many publishes were given up whose confirm has not come, on a link that is otherwise sound."""
         return sum(publish.done() and not publish.cancelled() for publish in self._confirms or ())
@@ -280,10 +305,18 @@ class Publisher:
             raise ProtocolError("a confirm on a channel without publisher confirms", reply_code=503)
         frame = cls(number, multiple)
         settled = self._confirms.settle(number, multiple)
+        if self._tally.on_confirmed is not None:
+            now = self._loop.time()
+            for publish in settled:
+                self._tally.on_confirmed(now - publish.began)
+        back = self._take_came_back(settled) if self._came_back else 0
         if cls is Basic.Ack:
             self.nacked_in_a_row, self.has_confirmed = 0, True
+            self._tally.confirmed += len(settled) - back
+            self._tally.returned += back
         else:
             self.nacked_in_a_row += len(settled)
+            self._tally.nacked += len(settled)
         for publish in settled:
             if publish.done():
                 continue
@@ -298,14 +331,22 @@ class Publisher:
         if self.nacked_in_a_row:
             self._owner.on_nacked(self.nacked_in_a_row)
 
+    def _take_came_back(self, settled: list[Publish]) -> int:
+        """How many of *settled* came back."""
+        count = sum(publish.returned is not None for publish in settled)
+        self._came_back -= count
+        return count
+
     def on_return(self, method: Return, properties: bytes, body: bytes) -> None:
         """``basic.return``, which comes before the confirm of the same message."""
         returned = self._owner.on_returned(method, properties, body)
         if self._confirms is None:
+            self._tally.returned += 1
             return
         publish = self._confirms.match_return(*decode_route(method.route), properties, body)
         if publish is not None:
             publish.returned = returned
+            self._came_back += 1
         else:
             text = printable(method.reply_text)
             _log.warning("channel %d: a message came back that no publish waits for: %s", self._number, text)
@@ -351,7 +392,11 @@ class Publisher:
         over_a_publish = isinstance(error, Closed) and (error.class_id, error.method_id) == _BASIC_PUBLISH
         for publish in written:
             may_repeat = publish.was_written = publish.retry_unknown and not over_a_publish
-            if not publish.done() and not (may_repeat and self._owner.take_back(publish, error)):
+            if not publish.done() and may_repeat and self._owner.take_back(publish, error):
+                self._tally.resent += 1
+                continue
+            self._tally.unknown += 1
+            if not publish.done():
                 lost = PublishOutcomeUnknown(f"the channel was lost before the confirm: {error}")
                 _fail_from(publish, lost, error)
         for publish in held:
@@ -359,6 +404,7 @@ class Publisher:
             if not publish.done() and not self._owner.take_back(publish, error):
                 _fail_from(publish, publish.unsent(f"the channel was lost before it was sent: {error}"), error)
         self.output.release(self)
+        self._tally.on_publisher_ended(self)
 
     # --------------------------------------------------------------------------------------------------- flow
 

@@ -52,6 +52,7 @@ from leveret.wire.handshake import PROTOCOL_HEADER, Handshake
 from leveret.wire.intake import Intake, Source
 from leveret.wire.methods import decode_method, encode_method, is_reply, make
 from leveret.wire.output import Output
+from leveret.wire.tally import Tally
 
 _log = get_logger(__name__)
 
@@ -59,7 +60,10 @@ _HAPPY_EYEBALLS_DELAY = 0.25  # RFC 8305: so that one silent address does not us
 E = TypeVar("E", bound=Exception)
 
 _STALL = 1.0
-"""Seconds that a timer may be late before it is told: the event loop was blocked."""
+"""Seconds that the heartbeat timer may be late before it is told: the event loop was blocked.
+
+That sees only what the loop stood still beyond the moment when the timer was due, and nothing of what ended before. It
+is for those who watch nothing else; :class:`~leveret.metrics.Metrics` looks four times a second."""
 _LAST_WORDS = 1.0
 """Seconds that a close frame may take to leave before the socket is aborted."""
 
@@ -103,8 +107,10 @@ class Transport(asyncio.BufferedProtocol):
         client_properties: Mapping[str, FieldValue] | None,
         on_lost: Callable[[Exception], None],
         on_blocked: Callable[[str | None], None],
+        tally: Tally | None = None,
     ) -> None:
         self.parameters = parameters
+        self.tally = tally or Tally()
         self.state = State.CONNECTING
         self.error: Exception | None = None
         self.blocked: str | None = None
@@ -122,7 +128,7 @@ class Transport(asyncio.BufferedProtocol):
         self._stage_timer: asyncio.TimerHandle | None = None
         self._stage_due = 0.0
 
-        self._decoder = FrameDecoder(self._on_frame, self.channels)
+        self._decoder = FrameDecoder(self._on_frame, self.channels, self.tally)
         self._last_read = self._loop.time()
         self._heartbeat_timer: asyncio.TimerHandle | None = None
         self._beat_due = 0.0
@@ -150,6 +156,7 @@ class Transport(asyncio.BufferedProtocol):
         on_blocked: Callable[[str | None], None],
         client_properties: Mapping[str, FieldValue] | None = None,
         ssl_context: ssl.SSLContext | None = None,
+        tally: Tally | None = None,
     ) -> Transport:
         """Connect, shake hands, and return an open transport.
 
@@ -158,7 +165,7 @@ class Transport(asyncio.BufferedProtocol):
         Raises:
             AMQPConnectionError: of the kind that says why.
         """
-        self = cls(parameters, client_properties, on_lost, on_blocked)
+        self = cls(parameters, client_properties, on_lost, on_blocked, tally)
         try:
             await self._connect_socket(ssl_context)
             self._wait_for_stage()
@@ -404,8 +411,10 @@ class Transport(asyncio.BufferedProtocol):
         self.blocked = reason
         if reason is None:
             _log.info("the broker no longer blocks publishers on %r", self)
+            self.tally.on_unblocked(self._loop.time())
             self.output.release("broker")
         else:
+            self.tally.on_blocked(self._loop.time())
             self.output.hold("broker")
         self._on_blocked(reason)
 
@@ -448,7 +457,9 @@ class Transport(asyncio.BufferedProtocol):
         # While we do not read ourselves, the peer cannot be heard; afterwards it has its time again.
         silence = now - max(self._last_read, self.intake.changed) if self.intake.is_open else 0.0
         if (late := now - self._beat_due) > _STALL:
-            _log.warning("the event loop stood still for %.1f s: something blocks it, and heartbeats wait for it", late)
+            _log.warning(
+                "the event loop stood still for at least %.1f s: something blocks it, and heartbeats wait for it", late
+            )
         if silence < 2 * self.heartbeat:
             self._suspected = False
             if not self.output.has_written:
@@ -615,6 +626,7 @@ class Transport(asyncio.BufferedProtocol):
         self.error = error
         self._decoder.stop()
         self.intake.stop()
+        self.tally.on_unblocked(self._loop.time())
         for timer in (self._stage_timer, self._heartbeat_timer):
             if timer is not None:
                 timer.cancel()
