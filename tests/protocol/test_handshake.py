@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import sys
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -23,6 +24,8 @@ from leveret.exceptions import (
     LoginRefused,
     ProbableAuthenticationError,
 )
+from leveret.url import ConnectionParameters
+from leveret.wire.transport import _explain_connect
 from tests.protocol.kit import hang_up, linked, raw_frame, sockets, turns, until, within
 from tests.support.peer import CAPABILITIES, PeerError, ScriptedPeer, Session
 
@@ -535,6 +538,55 @@ async def test_a_refused_port_is_told_with_its_address() -> None:
         port = peer.port
     with pytest.raises(AMQPConnectionError, match=rf"127\.0\.0\.1:{port}"):
         await within(connect(f"amqp://127.0.0.1:{port}"))
+
+
+async def test_a_refused_port_is_told_in_words_and_asks_for_the_broker() -> None:
+    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    server.close()
+    await server.wait_closed()
+    with pytest.raises(AMQPConnectionError) as caught:
+        await connect(f"amqp://127.0.0.1:{port}/")
+    assert str(caught.value) == f"cannot connect to 127.0.0.1:{port}: Connection refused. Is RabbitMQ running there?"
+
+
+async def test_a_host_that_is_not_found_is_told_so_and_not_asked_for_its_broker() -> None:
+    """RFC 2606 keeps `.invalid` free of hosts."""
+    with pytest.raises(AMQPConnectionError) as caught:
+        await connect("amqps://nobody.invalid/")
+    assert str(caught.value).startswith("cannot find the host 'nobody.invalid': ")
+    assert "RabbitMQ" not in str(caught.value)
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+async def test_a_host_that_cannot_be_a_name_is_a_mistake_of_the_url() -> None:
+    with pytest.raises(ValueError, match=r"'a\.\.b' cannot be the name of a host"):
+        await connect("amqps://a..b/")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "Multiple exceptions: [Errno 111] Connect call failed ('::1', 1, 0, 0), "
+            "[Errno 111] Connect call failed ('127.0.0.1', 1)",
+            "cannot connect to one:1: Connection refused. Is RabbitMQ running there?",
+        ),
+        (
+            "Multiple exceptions: [Errno 101] Network is unreachable, [Errno 111] Connect call failed ('127.0.0.1', 1)",
+            "cannot connect to one:1: Network is unreachable, Connection refused. Is RabbitMQ running there?",
+        ),
+        (
+            "[Errno 113] Connect call failed ('10.0.0.1', 1)",
+            "cannot connect to one:1: No route to host. Is the address right, and the network up?",
+        ),
+        ("something odd", "cannot connect to one:1: something odd. Is RabbitMQ running there?"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="numbers of errors are the system's")
+def test_what_several_addresses_say_is_told_once(text: str, told: str) -> None:
+    parameters = ConnectionParameters(host="one", port=1)
+    assert str(_explain_connect(OSError(text), parameters)) == told
 
 
 @pytest.mark.parametrize("stage", STAGES[:3])

@@ -19,7 +19,10 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import errno
 import ipaddress
+import os
+import re
 import socket
 import ssl
 from collections import deque
@@ -206,8 +209,9 @@ class Transport(asyncio.BufferedProtocol):
         except ConnectionAbortedError as exc:  # asyncio's word for ssl_handshake_timeout
             raise ConnectTimeout(f"no TLS handshake with {p.host}:{p.port} within {p.connect_timeout:g} s") from exc
         except OSError as exc:
-            text = f"cannot connect to {p.host}:{p.port}: {exc}. Is RabbitMQ running there?"
-            raise AMQPConnectionError(text) from exc
+            raise _explain_connect(exc, p) from exc
+        except UnicodeError as exc:
+            raise ValueError(f"{p.host!r} cannot be the name of a host: {exc}") from exc
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is connected (and TLS established)."""
@@ -670,6 +674,19 @@ def _is_address(host: str) -> bool:
 def _caused(error: E, cause: Exception | None) -> E:
     error.__cause__ = cause
     return error
+
+
+def _explain_connect(exc: OSError, p: ConnectionParameters) -> AMQPConnectionError:
+    if isinstance(exc, socket.gaierror):
+        # Offline, a name server that does not answer looks the same on some systems.
+        text = f"cannot find the host {p.host!r}: {exc.strerror}. Is its name right, and does name resolution work?"
+        return AMQPConnectionError(text)
+    # asyncio wraps what each address said into one text, and names the call instead of the reason.
+    numbers = [int(number) for number in re.findall(r"\[Errno (\d+)\]", str(exc))]
+    reason = ", ".join(dict.fromkeys(map(os.strerror, numbers))) or str(exc)
+    nowhere = bool(numbers) and {errno.ENETUNREACH, errno.EHOSTUNREACH}.issuperset(numbers)
+    advice = "Is the address right, and the network up?" if nowhere else "Is RabbitMQ running there?"
+    return AMQPConnectionError(f"cannot connect to {p.host}:{p.port}: {reason}. {advice}")
 
 
 def _explain_tls(exc: ssl.SSLError, p: ConnectionParameters) -> AMQPConnectionError:

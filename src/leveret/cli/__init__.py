@@ -1,0 +1,1 @@
+"""The command line: ``python -m leveret``. One file for each command, on the public API."""

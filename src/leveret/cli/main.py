@@ -1,0 +1,119 @@
+"""The parser, and how a command ends: its exit code, and errors in one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import TextIO
+
+from leveret._version import __version__
+from leveret.cli import bench, broker, check, consume, demo, publish
+from leveret.cli.explain import CommandFailed, sentence
+from leveret.cli.options import FAILED, Parser, epilog, hide_passwords
+from leveret.cli.pipes import OutputClosed
+from leveret.cli.terminal import LogToStderr, say
+from leveret.exceptions import AMQPError
+
+_INTERRUPTED, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+_EXPECTED = (AMQPError, OSError, ValueError, CommandFailed)
+
+_EPILOG = (
+    epilog(
+        ("nothing installed? a broker in this process, a link that is cut, and nothing lost", "demo"),
+        ("is everything all right between here and the broker?", "check --url amqp://user:password@host/vhost"),
+        ("one message into the queue 'hello', and out again", "publish --queue hello --declare 'Hello, hare!'"),
+        ("", "consume --queue hello --count 1"),
+        notes="""
+All commands that connect take --url, or else the variable AMQP_URL, or else amqp://guest:guest@localhost/.
+exit codes: 0 done, 1 failed (stderr says why, and what to do), 2 wrong usage, 130 interrupted by Ctrl-C.
+`python -m leveret COMMAND --help` has the options and more examples.""",
+    )
+    .replace("  # \n", "")
+    .replace("\n\n  python -m", "\n  python -m")
+)
+
+
+def make_parser() -> Parser:
+    """The parser of the whole command line."""
+    parser = Parser(
+        prog="python -m leveret",
+        description="Publish, consume, check and measure on RabbitMQ; or try it out where there is none.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--version", action="version", version=f"leveret {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
+    for command in (publish, consume, check, bench, demo, broker):
+        command.add(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments; None for those of the process.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 130 interrupted, 143 terminated. Wrong usage is a SystemExit(2).
+    """
+    args = make_parser().parse_args(argv)
+    with LogToStderr(debug=args.debug), warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            code = asyncio.run(_run(args))
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            return _INTERRUPTED
+        except (OutputClosed, BrokenPipeError):
+            # Whoever read our output has enough. Python would complain when it flushes at exit: let it flush elsewhere.
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except Exception as error:
+            if args.debug:
+                print(hide_passwords("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+            say(f"error: {sentence(error)}")
+            if not isinstance(error, _EXPECTED) and not args.debug:
+                say("That should not happen, please report it: --debug shows more.")
+            return FAILED
+    return code
+
+
+async def _run(args: argparse.Namespace) -> int:
+    """Run the command; SIGTERM ends it as Ctrl-C does."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    terminated = False
+
+    def on_terminate() -> None:
+        nonlocal terminated
+        terminated = True
+        if task is not None:
+            task.cancel()
+
+    with contextlib.suppress(NotImplementedError):  # on Windows
+        loop.add_signal_handler(signal.SIGTERM, on_terminate)
+    try:
+        code: int = await args.run(args)
+    except asyncio.CancelledError:
+        if terminated:
+            return _TERMINATED
+        raise
+    return code
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    say(f"warning: {message}")
