@@ -147,8 +147,8 @@ class Failures:
         return f"its callbacks left {len(self._left)} messages unacknowledged, which fill its prefetch"
 
     def complaint(self, tag: bytes) -> str | None:
-        """What is wrong, or None."""
-        if not self._fill_the_prefetch():
+        """What is wrong, and was told; or None."""
+        if not self._has_warned or not self._fill_the_prefetch():
             return None
         return printable(f"consumer {tag.decode('utf-8', 'replace')!r} gets nothing more: {self._description()}")
 

@@ -258,7 +258,7 @@ async def test_a_server_named_queue_that_is_deleted_has_another_name(
         return await consumers(channel, queue.name) == 1
 
     await eventually(is_consumed)
-    assert robust.health().status == "ready"
+    await eventually(lambda: robust.health().status == "ready")
     await fanout.publish(Message(b"1"), "")
     await inbox.has(b"1")
     await fanout.delete()
