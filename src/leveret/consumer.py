@@ -31,7 +31,7 @@ from leveret.exceptions import ChannelInvalidStateError, Closed, ConsumerCancell
 from leveret.failures import FailureHandler, Failures
 from leveret.handlers import Handlers
 from leveret.log import get_logger
-from leveret.message import IncomingMessage, Wire
+from leveret.message import IncomingMessage, Wire, incoming_message
 from leveret.settling import Verdict, settle
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class CallbackConsumer:
         """A message came."""
         self.delivered += 1
         self._queue.append(
-            IncomingMessage(
+            incoming_message(
                 self._message_wire, self._tag, delivery_tag, redelivered, route, properties, body, self.no_ack
             )
         )
