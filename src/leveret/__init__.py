@@ -1,5 +1,7 @@
 """leveret: a kind async AMQP 0-9-1 client for RabbitMQ."""
 
+import typing
+
 from leveret import exceptions
 from leveret._version import __version__
 from leveret.batches import Batch, BatchIterator
@@ -25,6 +27,13 @@ from leveret.settling import Ack, Nack, Reject, Requeue, Verdict
 from leveret.signals import run_until_signalled
 from leveret.transaction import Transaction
 from leveret.types import DeliveryMode, ExchangeType
+
+if typing.TYPE_CHECKING:
+    from leveret import abc as abc
+    from leveret import compat as compat
+    from leveret import tools as tools
+else:
+    from leveret.lazy import __getattr__ as __getattr__
 
 __all__ = [
     "AMQPException",
@@ -62,6 +71,7 @@ __all__ = [
     "Transaction",
     "Verdict",
     "__version__",
+    "abc",
     "connect",
     "connect_robust",
     "exceptions",

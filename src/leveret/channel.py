@@ -9,7 +9,7 @@ import os
 import weakref
 from collections.abc import Callable, Coroutine, Generator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from pamqp.base import Frame
 from pamqp.commands import Basic
@@ -24,6 +24,7 @@ from leveret.exceptions import ChannelClosed, ChannelInvalidStateError, Consumer
 from leveret.exchange import Exchange
 from leveret.log import get_logger, printable
 from leveret.message import ReturnedMessage
+from leveret.older import OlderChannel, warn_of
 from leveret.queue import Queue
 from leveret.records import ConsumerRecord, Key, QosRecord, Record, exchange_key, queue_key
 from leveret.transaction import Transaction
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 _log = get_logger(__name__)
 
 _keys = itertools.count(1)
+H = TypeVar("H", Queue, Exchange)
 
 MANY_NACKS = 100
 """A queue that is full refuses some; so many in a row mean that something is wrong with the broker."""
@@ -50,7 +52,7 @@ CLOSE_TIMEOUT = 10
 """Seconds that closing may take by default."""
 
 
-class Channel:
+class Channel(OlderChannel):
     """A channel of a connection. Get one from ``connection.channel()``.
 
     Open it with ``await connection.channel()`` or ``async with connection.channel() as channel:``. Any number of
@@ -415,9 +417,17 @@ class Channel:
         """*timeout*, or the connection's ``operation_timeout`` for None."""
         return self._connection.operation_timeout if timeout is None else timeout
 
+    def handle_of(self, declared: H) -> H:
+        """What the user gets for what was just declared."""
+        return declared
+
     def new_consumer_tag(self) -> str:
         """A consumer tag that nobody else has."""
         return f"ctag{self.number}.{os.urandom(16).hex()}"
+
+    def tag_of(self, wire_tag: str) -> str:
+        """The tag that a consumer was started with, which the wire knows by *wire_tag*."""
+        return wire_tag
 
     def new_queue_name(self) -> str:
         """The name of a queue that was given none; "" leaves it to the broker."""
@@ -542,7 +552,7 @@ class Channel:
             arguments=arguments,
         )
         await exchange.declare(timeout, robust=robust)
-        return exchange
+        return self.handle_of(exchange) if robust else exchange
 
     async def get_exchange(self, name: str, *, ensure: bool = True) -> Exchange:
         """An exchange that exists; with *ensure* the broker is asked whether it does (a passive declare).
@@ -595,7 +605,7 @@ class Channel:
         given = self.new_queue_name() if name is None else name
         queue = self.QUEUE_CLASS(self, given, durable, exclusive, auto_delete, arguments, passive)
         await queue.declare(timeout, robust=robust)
-        return queue
+        return self.handle_of(queue) if robust else queue
 
     async def get_queue(self, name: str, *, ensure: bool = True) -> Queue:
         """A queue that exists; with *ensure* the broker is asked whether it does (a passive declare).
@@ -674,6 +684,7 @@ class Channel:
         prefetch_size: int = 0,
         global_: bool = False,
         timeout: TimeoutType = None,
+        all_channels: bool | None = None,
     ) -> Basic.QosOk:
         """How many unacknowledged messages the broker sends ahead (``basic.qos``).
 
@@ -684,6 +695,7 @@ class Channel:
             global_: count for all consumers of the channel together. RabbitMQ 4.3 counts for each all the same, and
                 quorum queues refuse it.
             timeout: seconds; None for the connection's ``operation_timeout``.
+            all_channels: the same as *global_*, as aio-pika named it before 9.
 
         Raises:
             ValueError: a value that RabbitMQ does not take.
@@ -693,6 +705,9 @@ class Channel:
         if prefetch_size != 0:
             raise ValueError("RabbitMQ does not implement prefetch_size, and would close the connection (540)")
         check_prefetch("prefetch_count", prefetch_count)
+        if all_channels is not None:
+            warn_of("all_channels=", "use global_=")
+            global_ = all_channels
         record = QosRecord(channel=self.key, prefetch_count=prefetch_count, global_=global_)
         wire, seconds = await self.live_wire(self.seconds(timeout))
         if not global_:  # for those who consume before the answer is here, too

@@ -17,8 +17,9 @@ from leveret.draining import Drainable, DrainReport, check_drain, drain_for
 from leveret.exceptions import ChannelInvalidStateError, ConnectionClosed, ConnectTimeout, fresh
 from leveret.lifecycle import Health
 from leveret.log import get_logger, printable
+from leveret.older import OlderConnection, choose_loop
 from leveret.types import FieldValue, SSLOptions, TimeoutType
-from leveret.url import ConnectionParameters, make_url, parse_url, redact
+from leveret.url import PARAMETERS, ConnectionParameter, ConnectionParameters, make_url, parse_url, redact
 from leveret.wire.methods import make
 from leveret.wire.tally import Tally
 from leveret.wire.transport import Transport
@@ -31,7 +32,7 @@ _log = get_logger(__name__)
 C = TypeVar("C", bound="Connection")
 
 
-class Connection:
+class Connection(OlderConnection):
     """A connection to the broker. Get one from :func:`connect`.
 
     It closes itself at the end of ``async with``. When the broker or the network ends it, everything that waits on
@@ -49,6 +50,8 @@ class Connection:
     """
 
     CHANNEL_CLASS: type[Channel] = Channel
+    PARAMETERS: tuple[ConnectionParameter, ...] = PARAMETERS
+    """What may stand in the query of the URL."""
 
     def __init__(
         self,
@@ -59,7 +62,7 @@ class Connection:
         **kwargs: Any,
     ) -> None:
         self.url = make_url(url, **kwargs)
-        self.loop = loop or asyncio.get_event_loop()
+        self.loop = choose_loop(loop)
         self.close_callbacks: CallbackCollection[Connection, [BaseException | None]] = CallbackCollection(self)
         self.blocked_callbacks: CallbackCollection[Connection, [str | None]] = CallbackCollection(self)
         self.connected = asyncio.Event()

@@ -32,7 +32,7 @@ from leveret.exceptions import ChannelInvalidStateError, Closed, ConsumerCancell
 from leveret.failures import FailureHandler, Failures
 from leveret.handlers import Handlers
 from leveret.log import get_logger
-from leveret.message import IncomingMessage, Wire
+from leveret.message import IncomingMessage, Wire, incoming_message
 from leveret.settling import Verdict, settle
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class CallbackConsumer:
         """A message came."""
         self.delivered += 1
         self._queue.append(
-            IncomingMessage(
+            incoming_message(
                 self._message_wire, self._tag, delivery_tag, redelivered, route, properties, body, self.no_ack
             )
         )
@@ -223,9 +223,10 @@ class CallbackConsumer:
                 continue
             context = self._context.copy()
             try:
-                running = context.run(self._callback, message)
+                running: Any = context.run(self._callback, message)
                 coroutine: Coroutine[Any, Any, Any]
-                if type(running) is types.CoroutineType:
+                kind: type[object] = type(running)
+                if kind is types.CoroutineType:  # nearly always; isawaitable() is slow
                     coroutine = running
                 elif inspect.isawaitable(running):
                     coroutine = _await(running)

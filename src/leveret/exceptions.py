@@ -58,6 +58,11 @@ _E = TypeVar("_E", bound=BaseException)
 class AMQPError(Exception):
     """The root of everything that leveret raises about the broker or the protocol."""
 
+    @property
+    def reason(self) -> str:
+        """What happened: the same as ``str()``."""
+        return str(self)
+
 
 AMQPException = AMQPError
 
@@ -257,6 +262,11 @@ class DeliveryError(AMQPError):
     message: Any = None
     frame: Any = None
 
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        if len(args) == 2:  # as aio-pika's, which tests make by hand
+            self.message, self.frame = args
+
 
 class PublishError(DeliveryError):
     """The broker could not route the message."""
@@ -275,6 +285,7 @@ class MessageReturned(PublishError):
             message.routing_key,
         )
         self.message: ReturnedMessage = message
+        self.frame = message.delivery
 
     def __str__(self) -> str:
         return str(self.args[0])

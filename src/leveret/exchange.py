@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pamqp.commands import Basic
 from pamqp.commands import Exchange as ExchangeMethods
@@ -26,6 +26,19 @@ class Exchange:
 
     https://www.rabbitmq.com/docs/exchanges
     """
+
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "arguments",
+        "auto_delete",
+        "channel",
+        "durable",
+        "internal",
+        "name",
+        "passive",
+        "type",
+    )
 
     def __init__(
         self,
@@ -336,10 +349,14 @@ class Exchange:
         return result
 
 
-def exchange_name(exchange: Exchange | str) -> str:
+ExchangeParamType: TypeAlias = Exchange | str
+"""Where an exchange, or its name, will do."""
+
+
+def exchange_name(value: ExchangeParamType) -> str:
     """The name of what may be an exchange or its name."""
-    if isinstance(exchange, Exchange):
-        return exchange.name
-    if isinstance(exchange, str):
-        return exchange
-    raise ValueError(f"an exchange must be an Exchange or its name, not {exchange!r}")
+    if isinstance(value, Exchange):
+        return value.name
+    if isinstance(value, str):
+        return value
+    raise ValueError(f"an exchange must be an Exchange or its name, not {value!r}")

@@ -19,7 +19,7 @@ from leveret.draining import DrainReport, wait_until
 from leveret.exceptions import ChannelInvalidStateError, Closed, ConsumerCancelled, fresh
 from leveret.in_hand import InHand
 from leveret.log import get_logger, printable
-from leveret.message import IncomingMessage
+from leveret.message import IncomingMessage, incoming_message
 from leveret.records import ConsumerRecord
 from leveret.types import Arguments, TimeoutType
 
@@ -135,7 +135,7 @@ class QueueConsumer:
         """A message came."""
         wire = None if self.no_ack else self._wire
         self._messages.append(
-            IncomingMessage(wire, self._tag, delivery_tag, redelivered, route, properties, body, self.no_ack)
+            incoming_message(wire, self._tag, delivery_tag, redelivered, route, properties, body, self.no_ack)
         )
         if len(self._messages) == 1:
             self._arrived.set()

@@ -8,7 +8,6 @@ its reader.
 from __future__ import annotations
 
 import datetime
-import math
 from collections.abc import Callable, Container, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
@@ -16,107 +15,34 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, overload
 
 from pamqp.commands import Basic
+from pamqp.header import ContentHeader
 
 from leveret.exceptions import (
+    ChannelInvalidStateError,
     DeliveryLost,
     MessageDecodeError,
     MessageProcessError,
     MethodNotImplemented,
 )
 from leveret.log import get_logger
+from leveret.older import warn_of
 from leveret.outcome import DONE, returns_awaitable
+from leveret.times import decode_expiration as decode_expiration
+from leveret.times import decode_timestamp as decode_timestamp
+from leveret.times import encode_expiration as encode_expiration
+from leveret.times import encode_timestamp as encode_timestamp
+from leveret.times import to_milliseconds as to_milliseconds
 from leveret.types import DateType, DeliveryMode, FieldValue, HeadersType, MessageInfo
-from leveret.wire.codec import Properties, decode_properties, decode_route
+from leveret.wire.codec import Properties, decode_properties, decode_route, encode_shortstr, encode_tag
+
+if TYPE_CHECKING:
+    from leveret.delivered import DeliveredMessage
 
 _log = get_logger(__name__)
 
 T = TypeVar("T")
-_UTC = datetime.UTC
+_new: Callable[[type[IncomingMessage]], IncomingMessage] = object.__new__
 _make_properties: Callable[[tuple[Any, ...]], Properties] = partial(tuple.__new__, Properties)  # pyright: ignore[reportUnknownMemberType]
-
-
-# ------------------------------------------------------------------------------------- expiration, timestamp
-
-
-def encode_expiration(value: DateType) -> str | None:
-    """A message's time to live in milliseconds, as the text that RabbitMQ wants.
-
-    Args:
-        value: seconds, a timedelta, or the datetime (naive means UTC) at which it expires.
-
-    Raises:
-        ValueError: negative. A datetime that has passed is 0: expire unless a consumer is waiting.
-        TypeError: of no such type.
-
-    https://www.rabbitmq.com/docs/ttl#per-message-ttl-in-publishers
-    """
-    if value is None:
-        return None
-    if isinstance(value, datetime.datetime):
-        seconds = max(0.0, (_aware(value) - datetime.datetime.now(_UTC)).total_seconds())
-    elif isinstance(value, datetime.timedelta):
-        seconds = value.total_seconds()
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        seconds = value
-    else:
-        raise TypeError(f"expiration must be seconds, a timedelta or a datetime, not {type(value).__name__}")
-    if seconds < 0:
-        raise ValueError(f"expiration must not be negative: {value!r}")
-    if not math.isfinite(seconds):
-        raise ValueError(f"expiration must be a number of seconds: {value!r}")
-    return str(round(seconds * 1000))
-
-
-def decode_expiration(value: str | None) -> float | str | None:
-    """Seconds from the wire's milliseconds; text that is no number stays as it is."""
-    if value is None:
-        return None
-    try:
-        return int(value) / 1000
-    except ValueError:
-        return value
-
-
-def encode_timestamp(value: DateType) -> int | None:
-    """Whole seconds since 1970 for the wire.
-
-    Args:
-        value: seconds since 1970, a datetime (naive means UTC), or a timedelta from now.
-
-    Raises:
-        TypeError: of no such type.
-    """
-    try:
-        return _seconds(value)
-    except OverflowError:
-        raise ValueError(f"timestamp is out of range: {value!r}") from None
-
-
-def _seconds(value: DateType) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, datetime.datetime):
-        return int(_aware(value).timestamp())
-    if isinstance(value, datetime.timedelta):
-        return int((datetime.datetime.now(_UTC) + value).timestamp())
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return int(value)
-    raise TypeError(f"timestamp must be seconds, a datetime or a timedelta, not {type(value).__name__}")
-
-
-def decode_timestamp(value: DateType) -> datetime.datetime | int | None:
-    """An aware datetime; a number beyond what datetime can hold stays a number."""
-    seconds = encode_timestamp(value)
-    if seconds is None:
-        return None
-    try:
-        return datetime.datetime.fromtimestamp(seconds, _UTC)
-    except (OverflowError, ValueError, OSError):
-        return seconds
-
-
-def _aware(value: datetime.datetime) -> datetime.datetime:
-    return value if value.tzinfo is not None else value.replace(tzinfo=_UTC)
 
 
 # ------------------------------------------------------------------------------------------------- published
@@ -295,12 +221,13 @@ class Message:
 
     @property
     def properties(self) -> Basic.Properties:
-        """The properties as pamqp's object, built anew each time."""
-        wire = self.wire_properties()
+        """The properties as pamqp's object, built anew each time; its headers are those of the message."""
+        headers, wire = self.headers, self.wire_properties()
         properties = Basic.Properties.__new__(Basic.Properties)
         for name, value in zip(Basic.Properties.__slots__, wire, strict=True):
             setattr(properties, name, value)
         properties.timestamp = self.timestamp  # type: ignore[assignment]
+        properties.headers = headers  # type: ignore[assignment]
         return properties
 
     def wire_properties(self) -> Properties:
@@ -444,8 +371,30 @@ class IncomingMessage(Message):
     redelivered: bool
     message_count: int | None
 
-    def __init__(
-        self,
+    def __init__(self, message: DeliveredMessage, no_ack: bool = False) -> None:
+        """Made by hand, as tests do; what comes from the broker is made by :meth:`from_wire`.
+
+        Args:
+            message: the frames of a delivery.
+            no_ack: whether it needs no acknowledgement.
+        """
+        self._locked = not message.delivery_tag
+        self._body = message.body
+        wire: Wire = message.wire
+        self._wire = None if no_ack else wire
+        self._consumer_tag = None if message.consumer_tag is None else encode_tag(message.consumer_tag)
+        self.delivery_tag = message.delivery_tag or 0
+        self.redelivered = bool(message.redelivered)
+        self._route = encode_shortstr(message.exchange or "", "exchange")
+        self._route += encode_shortstr(message.routing_key or "", "routing_key")
+        self._raw_properties = b"\x00\x00"
+        self._properties = _from_wire(message.properties)
+        self._settled = no_ack
+        if message.message_count is not None:
+            self.message_count = message.message_count
+
+    @staticmethod
+    def from_wire(
         wire: Wire | None,
         consumer_tag: bytes | None,
         delivery_tag: int,
@@ -454,7 +403,9 @@ class IncomingMessage(Message):
         properties: bytes,
         body: bytes,
         no_ack: bool,
-    ) -> None:
+    ) -> IncomingMessage:
+        """The message of one delivery on *wire*; properties and route are bytes that are decoded when looked at."""
+        self = _new(IncomingMessage)
         self._locked = False
         self._body = body
         self._wire = wire
@@ -464,17 +415,12 @@ class IncomingMessage(Message):
         self._route = route
         self._raw_properties = properties
         self._settled = no_ack
+        return self
 
     def __getattr__(self, name: str) -> Any:
         # A slot that was never set: the properties, until somebody looks at one of them.
         if name == "_properties":
-            properties = decode_properties(self._raw_properties).properties
-            if properties.expiration is not None or properties.timestamp is not None:
-                properties = properties._replace(
-                    expiration=decode_expiration(properties.expiration),
-                    timestamp=decode_timestamp(properties.timestamp),
-                )
-            self._properties = properties
+            self._properties = properties = _from_wire(decode_properties(self._raw_properties).properties)
             return properties
         if name == "message_count":
             return None
@@ -494,6 +440,17 @@ class IncomingMessage(Message):
     def consumer_tag(self) -> str | None:
         """The consumer that it was delivered to; None if it was fetched."""
         return None if self._consumer_tag is None else self._consumer_tag.decode("utf-8", "surrogateescape")
+
+    @property
+    def channel(self) -> Any:
+        """The channel that brought it, with aiormq's methods, for code written for aio-pika.
+
+        Raises:
+            ChannelInvalidStateError: it is closed, or the message needs no acknowledgement and does not know it.
+        """
+        from leveret.underlay import channel_of
+
+        return channel_of(self._wire)
 
     @property
     def headers_error(self) -> MessageDecodeError | None:
@@ -669,6 +626,18 @@ class IncomingMessage(Message):
         return done
 
 
+def _from_wire(properties: Properties) -> Properties:
+    """*properties* with the values that a message keeps."""
+    if properties.expiration is None and properties.timestamp is None:
+        return properties
+    return properties._replace(
+        expiration=decode_expiration(properties.expiration), timestamp=decode_timestamp(properties.timestamp)
+    )
+
+
+incoming_message = IncomingMessage.from_wire
+
+
 class ReturnedMessage(IncomingMessage):
     """A mandatory message that came back because no queue would take it (``basic.return``).
 
@@ -680,9 +649,21 @@ class ReturnedMessage(IncomingMessage):
     __slots__ = ("reply_code", "reply_text")
 
     def __init__(self, reply_code: int, reply_text: str, route: bytes, properties: bytes, body: bytes) -> None:
-        super().__init__(None, None, 0, False, route, properties, body, no_ack=True)
+        self._locked, self._settled, self._wire = False, True, None
+        self._consumer_tag, self.delivery_tag, self.redelivered = None, 0, False
+        self._route, self._raw_properties, self._body = route, properties, body
         self.reply_code = reply_code
         self.reply_text = reply_text
+
+    @property
+    def delivery(self) -> Basic.Return:
+        """The frame that it came back with."""
+        return Basic.Return(self.reply_code, self.reply_text, self.exchange, self.routing_key)
+
+    @property
+    def header(self) -> ContentHeader:
+        """The frame with its properties."""
+        return ContentHeader(0, self.body_size, self.properties)
 
 
 class ProcessContext:
@@ -704,20 +685,36 @@ class ProcessContext:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
+        try:
+            await self._settle(exc)
+        except ChannelInvalidStateError:  # of a channel that somebody made by hand
+            if exc is None:
+                raise
+
+    def __enter__(self) -> IncomingMessage:
+        warn_of("with message.process()", "write async with, which waits while the socket is full")
+        return self._message
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        _ = self._settle(exc)
+
+    def _settle(self, exc: BaseException | None) -> Coroutine[Any, Any, None]:
+        """Settle the message, whose block ended with *exc*; it takes effect when called."""
         message = self._message
         if self._ignore_processed and message.processed:
-            return
+            return DONE
         try:
             if exc is None:
-                await message.ack()
-            elif not isinstance(exc, Exception):  # cancelled, or the program ends: somebody else shall do it
-                if not message.processed:
-                    await message.give_back()
-            elif self._reject_on_redelivered and message.redelivered:
+                return message.ack()
+            if not isinstance(exc, Exception):  # cancelled, or the program ends: somebody else shall do it
+                return DONE if message.processed else message.give_back()
+            if self._reject_on_redelivered and message.redelivered:
                 _log.info("Message %r was redelivered and will be rejected", message)
-                await message.reject(requeue=False)
-            else:
-                await message.reject(requeue=self._requeue)
+                return message.reject(requeue=False)
+            return message.reject(requeue=self._requeue)
         except DeliveryLost:
             verb = "Ack" if exc is None else "Reject"
             _log.warning("%s is not sent since channel is closed: the broker redelivers %r", verb, message.delivery_tag)
+            return DONE

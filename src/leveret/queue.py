@@ -14,7 +14,7 @@ from leveret.exceptions import QueueEmpty
 from leveret.exchange import Exchange, exchange_name
 from leveret.failures import OnError
 from leveret.iterator import QueueIterator
-from leveret.message import IncomingMessage
+from leveret.message import IncomingMessage, incoming_message
 from leveret.records import QueueBinding, QueueRecord, queue_key
 from leveret.types import Arguments, ConsumerTag, TimeoutType
 from leveret.wire.fetching import fetch_many
@@ -35,16 +35,31 @@ class Queue:
     https://www.rabbitmq.com/docs/queues
     """
 
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_is_server_named",
+        "arguments",
+        "auto_delete",
+        "channel",
+        "close_callbacks",
+        "declaration_result",
+        "durable",
+        "exclusive",
+        "name",
+        "passive",
+    )
+
     declaration_result: QueueMethods.DeclareOk
 
     def __init__(
         self,
         channel: Channel,
         name: str | None,
-        durable: bool,
-        exclusive: bool,
-        auto_delete: bool,
-        arguments: Arguments,
+        durable: bool = False,
+        exclusive: bool = False,
+        auto_delete: bool = False,
+        arguments: Arguments = None,
         passive: bool = False,
     ) -> None:
         self.channel = channel
@@ -420,7 +435,7 @@ class Queue:
 def _fetched_message(wire: WireChannel, fetched: Fetched, no_ack: bool) -> IncomingMessage:
     """What ``basic.get`` brought, as a message."""
     get_ok = fetched.get_ok
-    message = IncomingMessage(
+    message = incoming_message(
         None if no_ack else wire,
         None,
         get_ok.delivery_tag,

@@ -28,6 +28,7 @@ from leveret.exceptions import (
 from leveret.hosts import Hosts, Resolver
 from leveret.lifecycle import ConnectionState, Health
 from leveret.log import get_logger, printable
+from leveret.older import OlderRobustConnection
 from leveret.records import Record
 from leveret.recovery import Recovery
 from leveret.registry import Registry
@@ -43,7 +44,7 @@ _log = get_logger(__name__)
 C = TypeVar("C", bound="RobustConnection")
 
 
-class RobustConnection(Connection):
+class RobustConnection(OlderRobustConnection, Connection):
     """A connection that comes back, with all that was on it. Get one from :func:`connect_robust`.
 
     Attributes:

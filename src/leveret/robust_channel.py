@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import weakref
 from collections.abc import Generator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from pamqp.commands import Basic
 from pamqp.commands import Queue as QueueMethods
 
 from leveret.callbacks import CallbackCollection
-from leveret.channel import MANY_NACKS, Channel, consume
+from leveret.channel import MANY_NACKS, Channel, H, consume
 from leveret.consumer import Attach, OnCancelled
 from leveret.exceptions import (
     AMQPError,
@@ -31,7 +32,7 @@ from leveret.exchange import Exchange
 from leveret.log import get_logger, printable
 from leveret.queue import Queue
 from leveret.records import ConsumerRecord, Key, Record, consumer_key, exchange_key, queue_key
-from leveret.types import TimeoutType
+from leveret.types import Arguments, ExchangeType, TimeoutType
 from leveret.wire.channel import WireChannel, WireConsumer
 from leveret.wire.outgoing import Publish, PublishSender
 from leveret.wire.transport import Transport
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from leveret.robust import RobustConnection
 
 _log = get_logger(__name__)
+
+_handles: weakref.WeakValueDictionary[tuple[int, type[Any], str], Any] = weakref.WeakValueDictionary()
+"""By key of the channel, type and name: asking for one again gives the same object, as in aio-pika."""
 
 _LAST_ANSWERS = 0.5
 """Seconds for the answers to what is on its way on a wire that is to be replaced."""
@@ -141,7 +145,40 @@ class RobustChannel(Channel):
     QUEUE_CLASS = RobustQueue
     EXCHANGE_CLASS = RobustExchange
 
+    default_exchange: RobustExchange  # pyright: ignore[reportIncompatibleVariableOverride]
     _connection: RobustConnection
+
+    if TYPE_CHECKING:  # what QUEUE_CLASS and EXCHANGE_CLASS come to
+
+        async def declare_exchange(
+            self,
+            name: str,
+            type: ExchangeType | str = ExchangeType.DIRECT,
+            durable: bool = False,
+            auto_delete: bool = False,
+            internal: bool = False,
+            passive: bool = False,
+            arguments: Arguments = None,
+            timeout: TimeoutType = None,
+            robust: bool = True,
+        ) -> RobustExchange: ...
+
+        async def get_exchange(self, name: str, *, ensure: bool = True) -> RobustExchange: ...
+
+        async def declare_queue(
+            self,
+            name: str | None = None,
+            *,
+            durable: bool = False,
+            exclusive: bool = False,
+            passive: bool = False,
+            auto_delete: bool = False,
+            arguments: Arguments = None,
+            timeout: TimeoutType = None,
+            robust: bool = True,
+        ) -> RobustQueue: ...
+
+        async def get_queue(self, name: str, *, ensure: bool = True) -> RobustQueue: ...
 
     def __init__(
         self,
@@ -468,6 +505,21 @@ class RobustChannel(Channel):
         """
         with self._registry.forgetting(key, undone_by=_is_refusal):
             yield
+
+    def tag_of(self, wire_tag: str) -> str:
+        """The tag that a consumer was started with; after the broker cancelled it, it has another one on the wire."""
+        return next((tag for tag, each in self._subscriptions.items() if each.wire_tag == wire_tag), wire_tag)
+
+    def handle_of(self, declared: H) -> H:
+        """The queue or exchange that the user has already, for a passive declaration of the same name."""
+        key = self.key, type(declared), declared.name
+        known: H | None = _handles.get(key)
+        if declared.passive and known is not None and known.name == declared.name:
+            if isinstance(declared, Queue) and isinstance(known, Queue):
+                known.declaration_result = declared.declaration_result
+            return known
+        _handles[key] = declared
+        return declared
 
     def new_queue_name(self) -> str:
         """A name of its own, which stays the same over reconnects."""

@@ -82,6 +82,11 @@ class WireOfConsumer:
         self._thread = thread
 
     @property
+    def channel(self) -> BatchingWire:
+        """The wire itself."""
+        return self._wire
+
+    @property
     def cancelled(self) -> Container[bytes | None]:
         """As of the wire."""
         return self._wire.cancelled

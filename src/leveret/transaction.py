@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pamqp.commands import Tx
 
 from leveret.exceptions import ChannelInvalidStateError
+from leveret.older import OlderTransaction
 from leveret.types import TimeoutType, TransactionState
 from leveret.wire.methods import make
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from leveret.wire.channel import WireChannel
 
 
-class Transaction:
+class Transaction(OlderTransaction):
     """A transaction of *channel*, which must have been opened with ``publisher_confirms=False``.
 
     ``async with channel.transaction():`` commits at the end, or rolls back when the block raises. What a

@@ -32,6 +32,7 @@ FieldValue: TypeAlias = (
 HeadersType: TypeAlias = dict[str, FieldValue]
 Arguments: TypeAlias = Mapping[str, FieldValue] | None
 ConsumerTag: TypeAlias = str
+MILLISECONDS = 1000
 
 
 @unique

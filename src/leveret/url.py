@@ -214,7 +214,7 @@ def _options(query: Mapping[str, str]) -> dict[str, Any]:
         value = query[key]
         attribute, read = _OPTIONS.get(key, ("", _ignored))
         if key not in _OPTIONS:
-            _warn(_unknown(key))
+            warn_user(_unknown(key))
         try:
             result = read(value)
         except ValueError as error:
@@ -226,7 +226,7 @@ def _options(query: Mapping[str, str]) -> dict[str, Any]:
         shown = _HIDDEN if _is_secret(key) else value
         raise ValueError(f"{key}={shown} in the URL: expected {expected}")
     if not attributes.get("verify", True):
-        _warn("the URL switches off the verification of the server's certificate: anybody can pose as the server")
+        warn_user("the URL switches off the verification of the server's certificate: anybody can pose as the server")
     return attributes
 
 
@@ -241,16 +241,48 @@ def _unknown(key: str) -> str:
     return f"unknown parameter {key!r} in the URL: {advice}"
 
 
-def _warn(text: str) -> None:
+def warn_user(text: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the first line outside leveret."""
     level, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").startswith("leveret."):
         level, frame = level + 1, frame.f_back
-    warnings.warn(text, UserWarning, stacklevel=level)
+    warnings.warn(text, category, stacklevel=level)
 
 
 def _is_secret(key: str) -> bool:
     return key == "cadata" or re.search("passw|passphrase|secret|token", key, re.IGNORECASE) is not None
+
+
+class ConnectionParameter(NamedTuple):
+    """A query parameter of the URL, as aio-pika describes it.
+
+    Attributes:
+        name: of the parameter.
+        parser: what makes its value of the text; a ValueError says that it cannot.
+        default: what it is where it is not given, or not valid.
+        is_kwarg: whether it is in ``connection.kwargs``, or else an attribute of a robust connection.
+    """
+
+    name: str
+    parser: Callable[[str], Any]
+    default: str | None = None
+    is_kwarg: bool = False
+
+    def parse(self, value: str | None) -> Any:
+        """What *value* stands for; the default for None, and for what makes no sense."""
+        if value is None:
+            return self.default
+        try:
+            return self.parser(value)
+        except ValueError:
+            return self.default
+
+
+PARAMETERS = tuple(
+    ConnectionParameter(name, reader, is_kwarg=name not in {"fail_fast", "reconnect_interval"})
+    for name, (_, reader) in _OPTIONS.items()
+)
+"""All that leveret knows."""
 
 
 # --------------------------------------------------------------------------------------------------- public
@@ -297,7 +329,7 @@ def make_url(
         parts = {"host": (host, "localhost"), "port": (port, PORT), "login": (login, "guest")}
         parts |= {"password": (password, "guest"), "virtualhost": (virtualhost, "/"), "ssl": (ssl, False)}
         if ignored := [name for name, (value, default) in parts.items() if value != default]:
-            _warn(f"{', '.join(ignored)} beside a URL: put it into the URL, or give the parts and no URL")
+            warn_user(f"{', '.join(ignored)} beside a URL: put it into the URL, or give the parts and no URL")
         return _url(url).update_query(query) if query else _url(url)
     return URL.build(
         scheme="amqps" if ssl else "amqp",

@@ -15,6 +15,7 @@ from pamqp.commands import Exchange as ExchangeMethods
 from pamqp.commands import Queue as QueueMethods
 
 import leveret
+import leveret as aio_pika
 from leveret import (
     CallbackCollection,
     Channel,
@@ -34,6 +35,23 @@ from leveret import (
     Transaction,
     connect,
     exceptions,
+)
+from leveret.abc import (
+    AbstractChannel,
+    AbstractExchange,
+    AbstractIncomingMessage,
+    AbstractQueueIterator,
+    AbstractRobustChannel,
+    AbstractRobustQueue,
+    AbstractTransaction,
+    ConsumerTag,
+    PublishResultType,
+    SSLOptions,
+    TimeoutType,
+    TransactionState,
+    UnderlayChannel,
+    UnderlayConnection,
+    get_exchange_name,
 )
 from leveret.metrics import Metrics
 from leveret.prometheus import MetricsCollector, register
@@ -332,9 +350,44 @@ async def robust() -> None:
     assert_type(channel, leveret.RobustChannel)
     channel.reopen_callbacks.add(lambda channel: print(channel.number))
     queue = await channel.declare_queue("q", robust=False)
+    assert_type(queue, leveret.RobustQueue)
+    assert_type(await channel.get_queue("q"), leveret.RobustQueue)
+    assert_type(await channel.declare_exchange("e", "topic"), leveret.RobustExchange)
+    assert_type(await channel.get_exchange("e", ensure=False), leveret.RobustExchange)
+    assert_type(channel.default_exchange, leveret.RobustExchange)
+    await queue.restore()
     await queue.consume(print, on_cancelled="raise")
     connection.on_recovery_error.add(lambda connection, record, error: print(connection.url, record, error))
     await channel.default_exchange.publish(Message(b""), "key", wait_for_link=False, retry_unknown=True)
+
+
+async def annotated_as_for_aio_pika(url: str) -> None:
+    connection: aio_pika.abc.AbstractRobustConnection = await aio_pika.connect_robust(url)
+    plain: aio_pika.abc.AbstractConnection = connection
+    channel: AbstractRobustChannel = await connection.channel()
+    also: AbstractChannel = channel
+    queue: AbstractRobustQueue = await channel.declare_queue("q", arguments={"x-queue-type": "quorum"})
+    exchange: AbstractExchange = await channel.declare_exchange("e", aio_pika.ExchangeType.TOPIC)
+    headers: HeadersType = {"k": "v"}
+    timeout: TimeoutType = 5
+    tag: ConsumerTag = await queue.consume(on_delivery, timeout=timeout)
+    result: PublishResultType | None = await exchange.publish(Message(b"", headers=dict(headers)), "key")
+    iterator: AbstractQueueIterator = queue.iterator()
+    async with iterator as messages:
+        async for message in messages:
+            assert_type(message, IncomingMessage)
+    transaction: AbstractTransaction = also.transaction()
+    assert_type(transaction.state, TransactionState)
+    assert_type(await also.get_underlay_channel(), UnderlayChannel)
+    assert_type(plain.transport, UnderlayConnection | None)
+    options: SSLOptions = {"cafile": "ca.pem"}
+    print(tag, result, get_exchange_name(exchange), options, aio_pika.tools.create_task(login))
+    aio_pika.compat.install()
+
+
+async def on_delivery(message: AbstractIncomingMessage) -> None:
+    async with message.process() as same:
+        assert_type(same, IncomingMessage)
 
 
 async def login() -> leveret.Credentials:

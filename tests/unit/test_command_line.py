@@ -49,7 +49,7 @@ def incoming(
 ) -> IncomingMessage:
     found = encode_properties(Properties(**kwargs)) if properties is None else properties
     route = bytes([len(exchange)]) + exchange + bytes([len(key)]) + key
-    return IncomingMessage(None, b"tag", 1, redelivered, route, found, body, True)
+    return IncomingMessage.from_wire(None, b"tag", 1, redelivered, route, found, body, True)
 
 
 # ------------------------------------------------------------------------------------------------- arguments

@@ -17,6 +17,7 @@ from leveret.consumer import CallbackConsumer
 from leveret.draining import check_drain, drain
 from leveret.exceptions import ConnectionClosed, ConsumerCancelled, DeliveryLost
 from leveret.failures import failure_handler
+from leveret.message import incoming_message
 from leveret.outcome import DONE
 from leveret.settling import WireOfConsumer
 from leveret.threads import in_thread
@@ -555,7 +556,7 @@ async def test_a_function_that_returns_an_awaitable_has_no_place_in_a_thread(cap
 async def test_settling_is_for_the_loops_thread_only():
     wire = FakeWire()
     via = WireOfConsumer(wire, None, threading.get_ident())
-    message = IncomingMessage(via, b"tag", 1, False, b"\x00\x00", b"\x00\x00", b"", False)
+    message = incoming_message(via, b"tag", 1, False, b"\x00\x00", b"\x00\x00", b"", False)
     for verb in (message.ack, message.nack, message.reject):
         with pytest.raises(RuntimeError, match=r"return leveret\.Ack"):
             await asyncio.to_thread(verb)
@@ -568,7 +569,7 @@ async def test_settling_is_for_the_loops_thread_only():
 async def test_acks_go_in_batches_and_the_rest_does_not():
     wire = FakeWire()
     via = WireOfConsumer(wire, 10, None)
-    messages = [IncomingMessage(via, b"tag", n, False, b"\x00\x00", b"\x00\x00", b"", False) for n in range(1, 5)]
+    messages = [incoming_message(via, b"tag", n, False, b"\x00\x00", b"\x00\x00", b"", False) for n in range(1, 5)]
     await messages[0].ack()
     await messages[1].nack()
     await messages[2].reject()

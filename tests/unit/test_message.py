@@ -20,8 +20,9 @@ from pamqp.commands import Basic
 
 from leveret import DeliveryMode, IncomingMessage, Message, MessageProcessError, ReturnedMessage
 from leveret.exceptions import ChannelInvalidStateError, DeliveryLost, MessageDecodeError, MethodNotImplemented
-from leveret.message import decode_expiration, decode_timestamp, encode_expiration, encode_timestamp
+from leveret.message import incoming_message
 from leveret.outcome import DONE
+from leveret.times import decode_expiration, decode_timestamp, encode_expiration, encode_timestamp
 from leveret.wire import codec
 from leveret.wire.codec import Properties, decode_properties, encode_properties
 
@@ -83,7 +84,7 @@ def incoming(
     tag: bytes | None = b"tag",
 ) -> IncomingMessage:
     raw = properties if isinstance(properties, bytes) else encode_properties(properties)
-    return IncomingMessage(wire, tag, 9, redelivered, ROUTE, raw, body, no_ack)
+    return incoming_message(wire, tag, 9, redelivered, ROUTE, raw, body, no_ack)
 
 
 # ---------------------------------------------------------------------------------------------------- construction
@@ -773,7 +774,7 @@ def test_ten_thousand_incoming_messages_take_less_than_400_bytes_each():
 
     def make(count: int) -> list[IncomingMessage]:
         return [
-            IncomingMessage(wire, b"tag", index + 1000, False, route, properties, b"", False) for index in range(count)
+            incoming_message(wire, b"tag", index + 1000, False, route, properties, b"", False) for index in range(count)
         ]
 
     make(10)

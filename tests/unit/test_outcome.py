@@ -13,6 +13,7 @@ from unittest import mock
 import pytest
 
 from leveret import Channel, Exchange, IncomingMessage, Message
+from leveret.message import incoming_message
 from leveret.outcome import DONE, Outcome, fail, returns_awaitable
 
 
@@ -351,7 +352,7 @@ def test_inspect_and_asyncio_take_a_marked_function_for_a_coroutine_function(fun
 
 
 async def test_bound_methods_are_coroutine_functions_too():
-    message = IncomingMessage(None, None, 1, False, b"\0\0", b"\0\0", b"", True)
+    message = incoming_message(None, None, 1, False, b"\0\0", b"\0\0", b"", True)
     for method in (message.ack, message.nack, message.reject):
         assert inspect.iscoroutinefunction(method)
 

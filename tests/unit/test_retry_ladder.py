@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from leveret import Message
-from leveret.message import IncomingMessage
+from leveret.message import IncomingMessage, incoming_message
 from leveret.retry_ladder import (
     Backend,
     GiveBack,
@@ -51,7 +51,7 @@ def incoming(
     if raw_headers is not None:
         raw = (0x2000).to_bytes(2) + len(raw_headers).to_bytes(4) + raw_headers
     route = b"".join(bytes([len(each)]) + each for each in (_bytes(exchange), _bytes(routing_key)))
-    return IncomingMessage(None, b"tag", 1, False, route, raw, b"body", True)
+    return incoming_message(None, b"tag", 1, False, route, raw, b"body", True)
 
 
 def _bytes(text: str) -> bytes:

@@ -11,7 +11,7 @@ from leveret.spans import Carrier, Tracing
 
 def incoming(exchange: bytes, routing_key: bytes) -> IncomingMessage:
     route = bytes([len(exchange)]) + exchange + bytes([len(routing_key)]) + routing_key
-    return IncomingMessage(None, None, 1, False, route, b"\0\0", b"body", no_ack=True)
+    return IncomingMessage.from_wire(None, None, 1, False, route, b"\0\0", b"body", no_ack=True)
 
 
 def test_names_that_are_no_utf8_do_no_harm():
