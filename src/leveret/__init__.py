@@ -1,6 +1,6 @@
 """leveret: a kind async AMQP 0-9-1 client for RabbitMQ."""
 
-from leveret import exceptions
+from leveret import exceptions, patterns, pool
 from leveret._version import __version__
 from leveret.batches import Batch, BatchIterator
 from leveret.callbacks import CallbackCollection
@@ -66,5 +66,7 @@ __all__ = [
     "connect_robust",
     "exceptions",
     "logger",
+    "patterns",
+    "pool",
     "run_until_signalled",
 ]

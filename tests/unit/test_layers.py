@@ -102,6 +102,27 @@ MAP |= {
         "wire.waiting",
     },
 }
+# On top of the handles: nothing below imports these.
+_HANDLES = {"channel", "exchange", "queue", "consuming", "message"}
+MAP |= {
+    "pool": set(),
+    "patterns": {"patterns.master", "patterns.rpc"},
+    "patterns.serializers": set(),
+    "patterns.base": {"message", "patterns.serializers"},
+    "patterns.calls": {"message", "outcome"},
+    "patterns.replies": {"message", "queue", "records"},
+    "patterns.serving": {*_HANDLES, "outcome", "patterns.base"},
+    "patterns.rpc": {
+        *_HANDLES,
+        "outcome",
+        "patterns.base",
+        "patterns.calls",
+        "patterns.replies",
+        "patterns.serializers",
+        "patterns.serving",
+    },
+    "patterns.master": {*_HANDLES, "patterns.base", "patterns.serializers"},
+}
 for handle in ("exchange", "queue", "consumer", "channel"):
     MAP[handle] |= {"records"}
 MAP["channel"] |= {"wire.outgoing", "wire.transport"}
@@ -153,6 +174,7 @@ ASYNCIO |= {"bulk"}
 ASYNCIO |= {"batches", "wire.intake", "wire.fetching"}
 ASYNCIO |= {"consuming", "in_hand", "draining", "failures", "handlers", "signals", "threads"}
 ASYNCIO |= {"wire.publisher", "wire.output", "wire.replies"}  # replies: for the type Future only, see below
+ASYNCIO |= {"pool", "patterns.calls", "patterns.serving", "patterns.rpc", "patterns.master"}
 ASYNCIO_NAMES = {"exceptions": {"QueueEmpty"}}
 """Modules that know nothing of asyncio but these names, for the bases of errors."""
 
@@ -215,9 +237,19 @@ LINES = {
     "recovery": 300,
     "robust_channel": 400,
     "robust": 400,
+    "pool": 240,
+    "patterns": 30,
+    "patterns.serializers": 160,
+    "patterns.base": 140,
+    "patterns.calls": 120,
+    "patterns.replies": 100,
+    "patterns.serving": 260,
+    "patterns.rpc": 400,
+    "patterns.master": 240,
     "__init__": 100,
 }
 ASKED_WHY = {
+    "exceptions": (520, "two thirds of it is docstrings; a class for each thing that can be told apart"),
     "callbacks": (240, "half of it is docstrings; chained and weak callbacks"),
     "channel": (720, "half of it is docstrings: what users declare, and the hooks that a robust channel changes"),
     "message": (730, "what settles several at once is about their private state"),
