@@ -31,6 +31,8 @@ from leveret.types import DeliveryMode, ExchangeType
 if typing.TYPE_CHECKING:
     from leveret import abc as abc
     from leveret import compat as compat
+    from leveret import patterns as patterns
+    from leveret import pool as pool
     from leveret import tools as tools
 else:
     from leveret.lazy import __getattr__ as __getattr__
@@ -76,5 +78,7 @@ __all__ = [
     "connect_robust",
     "exceptions",
     "logger",
+    "patterns",
+    "pool",
     "run_until_signalled",
 ]

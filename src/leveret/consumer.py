@@ -225,7 +225,7 @@ class CallbackConsumer:
             try:
                 running: Any = context.run(self._callback, message)
                 coroutine: Coroutine[Any, Any, Any]
-                kind: type[object] = type(running)
+                kind: type[object] = running.__class__
                 if kind is types.CoroutineType:  # nearly always; isawaitable() is slow
                     coroutine = running
                 elif inspect.isawaitable(running):

@@ -30,7 +30,8 @@
     │  └─ PublishManyFailed
     ├─ DeliveryLost (also a ChannelInvalidStateError)
     ├─ ConsumerCancelled · MessageDecodeError · MessageTooLarge
-    ├─ MessageProcessError · MethodNotImplemented · QueueEmpty (also an asyncio.QueueEmpty)
+    ├─ RemoteError · MessageProcessError ── NoServer
+    ├─ MethodNotImplemented · QueueEmpty (also an asyncio.QueueEmpty)
     └─ TopologyError
 
 A mistake of the caller is a ``ValueError`` or a ``TypeError`` before a byte is written, and what took too
@@ -382,6 +383,33 @@ class MessageProcessError(AMQPError):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
+
+
+class NoServer(MessageProcessError):
+    """Nobody serves the method that was called: no queue took the call (``basic.return``).
+
+    Attributes:
+        message: the :class:`~leveret.ReturnedMessage`.
+    """
+
+
+class RemoteError(AMQPError):
+    """A remote procedure failed; or, raised by one, what its caller is to get.
+
+    Attributes:
+        type: name of the class of the exception there; there may be no such class here.
+        message: its text.
+        data: what else came with it: the arguments of the exception, unless the procedure said otherwise.
+    """
+
+    def __init__(self, type: str, message: str, data: Any = None) -> None:
+        super().__init__(type, message, data)
+        self.type = type
+        self.message = message
+        self.data = data
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type
 
 
 class MethodNotImplemented(AMQPError):

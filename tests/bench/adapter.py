@@ -82,6 +82,10 @@ class Adapter:
         """A function ``send(queue, body, correlation_id=None, reply_to=None)``, for the default exchange."""
         raise NotImplementedError
 
+    async def procedure(self, channel: Any, name: str) -> Callable[[str], Awaitable[object]]:
+        """Register a function that returns its argument, with the client's own RPC; a function that calls it."""
+        raise NotImplementedError
+
     # -- consuming; all but `listen` return when they had n messages
 
     async def consume(self, channel: Any, queue: str, n: int, *, ack: bool) -> None:

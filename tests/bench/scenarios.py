@@ -172,6 +172,20 @@ async def rpc(client: Adapter, job: Job, meter: Meter, *, at_once: int) -> None:
                 await asyncio.gather(*[call(begun + number) for number in range(min(at_once, job.n - begun))])
 
 
+async def rpc_by_pattern(client: Adapter, job: Job, meter: Meter, *, at_once: int) -> None:
+    _need_concurrency(client)
+    channel = await client.open(job.url, confirms=False)
+    call = await client.procedure(channel, f"{job.queue}.procedure")
+    text = job.body.decode()
+    with meter:
+        if at_once == 1:
+            for _ in range(job.n):
+                await call(text)
+        else:
+            for begun in range(0, job.n, at_once):
+                await asyncio.gather(*[call(text) for _ in range(min(at_once, job.n - begun))])
+
+
 async def latency(client: Adapter, job: Job, meter: Meter) -> None:
     _need_concurrency(client)
     channel = await client.open(job.url, confirms=False)
@@ -277,6 +291,8 @@ SCENARIOS = {
     "con_batch": _consume(200, "batches"),
     "rpc": Scenario(partial(rpc, at_once=1), 1_500, sink=False),
     "rpc100": Scenario(partial(rpc, at_once=100), 6_000, sink=False),
+    "rpc_pat": Scenario(partial(rpc_by_pattern, at_once=1), 1_500, sink=False),
+    "rpc_pat100": Scenario(partial(rpc_by_pattern, at_once=100), 6_000, sink=False),
     "chan200": Scenario(publish_on_200_channels, 10_000),
     "connect": Scenario(connect, 40, sized=False),
     "import": Scenario(None, 1, beside=None, sized=False),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 LIMIT = 60
-QUEUES = ("leveret.demo", "leveret.first_run", "hello", "task_queue", "rpc_queue", "greetings")
+QUEUES = ("leveret.demo", "leveret.first_run", "hello", "task_queue", "rpc_queue", "greetings", "leveret.tasks")
 EXCHANGES = ("logs", "direct_logs", "topic_logs")
 
 pytestmark = pytest.mark.one_version
@@ -46,6 +46,21 @@ PAIRS = {
         ("simple_publisher.py",),
         [f"Confirmed: Message {n} of 10" for n in range(1, 11)],
         [f"Done: Message {n} of 10" for n in range(1, 11)],
+    ),
+    ("rpc_server.py",): (
+        ("rpc_client.py",),
+        [
+            "2 * 3 = 6",
+            "The sum of the first 100 squares is 328350",
+            "The server says: y must not be 0 (DivisionByZero, {'x': 1})",
+            "It fails at once: nobody serves 'leveret.add': the call was returned",
+        ],
+        [],
+    ),
+    ("worker.py",): (
+        ("master.py",),
+        ["Confirmed: 1", "Confirmed: 2", "Confirmed: 3", "Confirmed: -4"],
+        ["Done: 1", "Done: 2", "Done: 3", "Refused: -4"],
     ),
     ("tutorials/receive.py",): (
         ("tutorials/send.py",),
@@ -202,7 +217,7 @@ async def _clean(request: pytest.FixtureRequest) -> AsyncIterator[None]:
 # ------------------------------------------------------------------------------------------------- examples
 
 
-@pytest.mark.parametrize("consumer", PAIRS, ids=lambda command: Path(command[0]).stem)
+@pytest.mark.parametrize("consumer", PAIRS, ids=lambda command: command[0].removesuffix(".py"))
 def test_pair(consumer: tuple[str, ...], amqp_url: str, start: Callable[..., Script]) -> None:
     producer, sent, received = PAIRS[consumer]
     env = {"AMQP_URL": amqp_url}

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from pamqp import commands, frame
 
-from leveret import Channel, Connection, IncomingMessage, Message, Metrics
+from leveret import Channel, Connection, IncomingMessage, Message
 from leveret.exceptions import ConnectionClosed, PublishOutcomeUnknown, PublishUnconfirmedInTime
-from leveret.metrics import LOOK_EVERY, Snapshot
+from leveret.metrics import LOOK_EVERY, Metrics, Snapshot
 from tests.protocol.kit import Link, linked, turns, until, within
 from tests.protocol.robust_kit import robust
 from tests.unit.test_call_ceilings import deliver

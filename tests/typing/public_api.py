@@ -54,6 +54,8 @@ from leveret.abc import (
     get_exchange_name,
 )
 from leveret.metrics import Metrics
+from leveret.patterns import RPC, Master, Worker
+from leveret.pool import Pool
 from leveret.prometheus import MetricsCollector, register
 from leveret.telemetry import instrument, uninstrument
 from leveret.types import FieldValue, HeadersType
@@ -427,3 +429,49 @@ class Audited(Exchange):
 
 def accepts_either(exchange: Exchange | str, type: ExchangeType | str = ExchangeType.DIRECT) -> str:
     return str(exchange) + str(type)
+
+
+class Packed:
+    """A serializer of the user's."""
+
+    content_type = "application/x-packed"
+
+    def serialize(self, data: object) -> bytes:
+        return repr(data).encode()
+
+    def deserialize(self, data: bytes) -> object:
+        return data
+
+
+async def patterns(channel: Channel) -> None:
+    async def add(*, x: int, y: int) -> int:
+        return x + y
+
+    rpc = await RPC.create(channel, serializer=Packed())
+    assert_type(rpc, RPC)
+    await rpc.register("add", add, concurrency=5, auto_delete=True)
+    await rpc.call("add", {"x": 1, "y": 2}, timeout=5, retry=True)
+    await rpc.proxy.math.add(x=1, y=2)
+    assert_type(rpc.result_queue, Queue)
+    await rpc.unregister(add, drain=5)
+    await rpc.close()
+    master = Master(channel, reject_on_redelivered=True)
+    worker = await master.create_worker("add", add, durable=True)
+    assert_type(worker, Worker)
+    await worker.consumer_tag.stop(drain=5)
+    await worker.close()
+    await master.proxy.add(x=1, y=2)
+    assert_type(await master.create_task("add", {"x": 1}, priority=5), Basic.Ack | ReturnedMessage | None)
+
+
+async def pools() -> None:
+    connections: Pool[Connection] = Pool(connect, "amqp://localhost/", max_size=2)
+    async with connections, connections.acquire() as connection:
+        assert_type(connection, Connection)
+
+        async def new_channel() -> Channel:
+            return await connection.channel()
+
+        async with Pool(new_channel) as channels, channels.acquire() as channel:
+            assert_type(channel, Channel)
+    assert_type(connections.is_closed, bool)

@@ -23,9 +23,6 @@ import leveret
 
 SURFACE: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "aio_pika_surface.json").read_text())
 
-NOT_YET = {"patterns", "patterns.base", "patterns.master", "patterns.rpc", "pool"}
-"""Modules that are being written. Empty this when they are there."""
-
 NO_SUCH_NAME = {
     "channel.ChannelContext": "a base class of Channel; there is no hierarchy of abstract classes",
     "message.optional": "a helper of aio-pika's own constructors",
@@ -75,18 +72,12 @@ DUNDERS = {"__init__", "__aenter__", "__aexit__", "__aiter__", "__anext__", "__a
 """Special methods that users rely on. The names of their parameters mean nothing, but those of ``__init__``."""
 
 
-def modules() -> Iterator[str]:
-    for module in SURFACE:
-        if module not in NOT_YET:
-            yield module
-
-
 def load(module: str) -> Any:
     return leveret if module == "." else importlib.import_module(f"leveret.{module}")
 
 
 def classes() -> Iterator[tuple[str, str]]:
-    for module in modules():
+    for module in SURFACE:
         for name, entry in SURFACE[module]["names"].items():
             if entry["kind"] == "class" and name not in CLASSES_OF_THEIR_OWN and f"{module}.{name}" not in NO_SUCH_NAME:
                 yield module, name
@@ -164,14 +155,11 @@ def differences(signature: str, function: Any, *, is_special: bool = False) -> l
 
 
 @pytest.mark.parametrize("module", SURFACE)
-def test_every_module_can_be_imported_or_is_being_written(module):
-    if module in NOT_YET:
-        assert importlib.util.find_spec(f"leveret.{module.split('.')[0]}") is None, f"take {module} out of NOT_YET"
-    else:
-        assert inspect.ismodule(load(module))
+def test_every_module_can_be_imported(module):
+    assert inspect.ismodule(load(module))
 
 
-@pytest.mark.parametrize("module", list(modules()))
+@pytest.mark.parametrize("module", SURFACE)
 def test_a_module_has_every_name(module):
     lacking = [
         name
@@ -179,20 +167,19 @@ def test_a_module_has_every_name(module):
         if not hasattr(load(module), name)
         and f"{module}.{name}" not in NO_SUCH_NAME
         and not NO_SUCH_IMPLEMENTATION.fullmatch(f"{module}.{name}")
-        and name not in NOT_YET
     ]
     assert lacking == []
 
 
 def test_the_submodules_are_attributes_of_the_package_without_being_imported():
-    for module in modules():
+    for module in SURFACE:
         if module != ".":
             assert getattr(leveret, module) is load(module)
 
 
 def test_functions_take_what_aio_pika_s_take():
     wrong = []
-    for module in modules():
+    for module in SURFACE:
         for name, entry in SURFACE[module]["names"].items():
             full = f"{module}.{name}"
             if "signature" not in entry or full in NO_SUCH_NAME or NO_SUCH_IMPLEMENTATION.fullmatch(full):

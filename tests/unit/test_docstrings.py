@@ -1,6 +1,6 @@
 """Docstrings (architecture.md §8): everything public has one, and calls say what they take and what they raise.
 
-The rule for sections, of every awaitable function or method that ``leveret.__all__`` leads to:
+The rule for sections, of every awaitable function or method that ``leveret.__all__`` and the patterns lead to:
 
 * one that takes an argument besides ``self`` and ``timeout`` has ``Raises:``, or says in words that it never raises;
 * one that takes three or more of them (besides ``self`` and ``timeout``) has ``Args:``.
@@ -25,6 +25,8 @@ def public() -> dict[str, object]:
         for name, value in vars(leveret.exceptions).items()
         if not name.startswith("_") and getattr(value, "__module__", "") == "leveret.exceptions"
     ]
+    todo += [(f"patterns.{name}", getattr(leveret.patterns, name)) for name in leveret.patterns.__all__]
+    todo += [(f"pool.{name}", getattr(leveret.pool, name)) for name in ("Pool", "PoolInstance")]
     for name, value in todo:
         if inspect.isclass(value):
             found[name] = value

@@ -84,6 +84,8 @@ TREE = {
     "MessageDecodeError": "AMQPError",
     "MessageTooLarge": "AMQPError",
     "MessageProcessError": "AMQPError",
+    "NoServer": "MessageProcessError",
+    "RemoteError": "AMQPError",
     "MethodNotImplemented": "AMQPError",
     "QueueEmpty": "AMQPError asyncio.QueueEmpty",
     "TopologyError": "AMQPError",
@@ -143,6 +145,8 @@ SPECIAL = {
     "ConsumerCancelled": lambda cls: cls("ctag"),
     "ProtocolError": lambda cls: cls("bad frame", reply_code=505, data=b"x" * 100),
     "PublishManyFailed": lambda cls: cls("2 messages, 1 confirmed", PublishReport(2, 1)),
+    "NoServer": lambda cls: cls("nobody serves 'm'", None),
+    "RemoteError": lambda cls: cls("ValueError", "no hares left", [5]),
     "MessageProcessError": lambda cls: cls("Message already processed", None),
 }
 

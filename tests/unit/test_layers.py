@@ -126,6 +126,27 @@ MAP["abc"] |= {"tools", "transaction", "underlay", "url"}
 MAP["message"] |= {"older", "times", "underlay"}
 for handle in ("channel", "connection", "robust", "transaction"):
     MAP[handle] |= {"older"}
+# On top of the handles: nothing below imports these.
+_HANDLES = {"channel", "exchange", "queue", "consuming", "message"}
+MAP |= {
+    "pool": set(),
+    "patterns": {"patterns.master", "patterns.rpc"},
+    "patterns.serializers": set(),
+    "patterns.base": {"message", "patterns.serializers"},
+    "patterns.calls": {"message", "outcome"},
+    "patterns.replies": {"message", "queue", "records"},
+    "patterns.serving": {*_HANDLES, "outcome", "patterns.base"},
+    "patterns.rpc": {
+        *_HANDLES,
+        "outcome",
+        "patterns.base",
+        "patterns.calls",
+        "patterns.replies",
+        "patterns.serializers",
+        "patterns.serving",
+    },
+    "patterns.master": {*_HANDLES, "patterns.base", "patterns.serializers"},
+}
 for handle in ("exchange", "queue", "consumer", "channel"):
     MAP[handle] |= {"records"}
 MAP["channel"] |= {"wire.outgoing", "wire.transport", "wire.tally"}
@@ -218,6 +239,7 @@ ASYNCIO |= {"consuming", "in_hand", "draining", "failures", "handlers", "signals
 ASYNCIO |= {"wire.publisher", "wire.output", "wire.replies"}  # replies: for the type Future only, see below
 ASYNCIO |= {f"cli.{name}" for name in ("main", "publish", "consume", "check", "broker", "demo")}
 ASYNCIO |= {f"cli.{name}" for name in ("load", "pipes", "relay")}
+ASYNCIO |= {"pool", "patterns.calls", "patterns.serving", "patterns.rpc", "patterns.master"}
 ASYNCIO_NAMES = {"exceptions": {"QueueEmpty"}}
 """Modules that know nothing of asyncio but these names, for the bases of errors."""
 
@@ -301,6 +323,15 @@ LINES = {
     "compat.aiormq": 80,
     "compat.aiormq.abc": 60,
     "compat.aiormq.exceptions": 80,
+    "pool": 240,
+    "patterns": 30,
+    "patterns.serializers": 160,
+    "patterns.base": 140,
+    "patterns.calls": 120,
+    "patterns.replies": 100,
+    "patterns.serving": 260,
+    "patterns.rpc": 400,
+    "patterns.master": 240,
     "__init__": 100,
     "__main__": 10,
     "cli": 5,
@@ -324,6 +355,7 @@ LINES = {
 }
 ASKED_WHY = {
     "robust_channel": (680, "a tenth of it says for type checkers that what a robust channel gives is robust"),
+    "exceptions": (520, "two thirds of it is docstrings; a class for each thing that can be told apart"),
     "callbacks": (240, "half of it is docstrings; chained and weak callbacks"),
     "channel": (800, "half of it is docstrings: what users declare, and the hooks that a robust channel changes"),
     "message": (730, "what settles several at once is about their private state"),

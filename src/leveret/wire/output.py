@@ -95,6 +95,12 @@ class Output:
     def before_flush(self, callback: Callable[[], None]) -> None:
         """Call *callback* once at the end of this turn, so that it can write what it has saved up."""
         self._before_flush.append(callback)
+        if not self._flush_due:  # as gather(), without the call
+            self._flush_due = True
+            self._loop.call_soon(self._flush_turn)
+
+    def gather(self) -> None:
+        """Send nothing of this turn at once: the caller knows that more is to come."""
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush_turn)
@@ -192,6 +198,7 @@ class CommitGate:
         "before_flush",
         "drain",
         "forget",
+        "gather",
         "hold",
         "release",
         "when_released",
@@ -201,6 +208,7 @@ class CommitGate:
         self.before_flush = output.before_flush
         self.drain = output.drain
         self.forget = output.forget
+        self.gather = output.gather
         self.hold = output.hold
         self.release = output.release
         self.when_released = output.when_released

@@ -57,6 +57,19 @@ class Client(Adapter):
 
         return send
 
+    async def procedure(self, channel: Any, name: str) -> Callable[[str], Awaitable[object]]:
+        async def echo(*, text: str) -> str:
+            return text
+
+        rpc = await self.api.patterns.RPC.create(channel)
+        await rpc.register(name, echo, auto_delete=True)
+        call = rpc.call
+
+        def call_echo(text: str) -> Awaitable[object]:
+            return call(name, {"text": text})  # type: ignore[no-any-return]
+
+        return call_echo
+
     async def consume(self, channel: Any, queue: str, n: int, *, ack: bool) -> None:
         done = asyncio.Event()
         seen = 0

@@ -1,0 +1,131 @@
+"""Calls that wait for their replies.
+
+A reply goes straight into the future of its call, and the caller is the only one who waits: no task, no queue. One
+timer looks after the deadlines of all; it is set to the earliest that it has heard of, and looks around when it goes
+off, which for calls with the default timeout is twice a minute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from collections.abc import Awaitable
+from typing import Any
+
+from leveret.exceptions import NoServer, PublishOutcomeUnknown
+from leveret.message import IncomingMessage, ReturnedMessage
+from leveret.outcome import fail
+
+
+class Call(asyncio.Future[Any]):
+    """The reply to one call.
+
+    Attributes:
+        name: what is called, for messages.
+        deadline: in event loop time.
+        has_message: whether its message was handed over to be sent.
+        publish: awaits what becomes of that; None where it is written, and nobody will tell.
+    """
+
+    __slots__ = ("deadline", "has_message", "name", "publish")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self.name = ""
+        self.deadline = math.inf
+        self.has_message = False
+        self.publish: asyncio.Future[Any] | None = None
+
+    def watch(self, publish: Awaitable[object]) -> None:
+        """Its message was handed over: fail as *publish* does."""
+        self.has_message = True
+        if isinstance(publish, asyncio.Future):  # else it is written, and there are no confirms
+            self.publish = publish
+            publish.add_done_callback(self._on_published)
+
+    def _on_published(self, publish: asyncio.Future[Any]) -> None:
+        if publish.cancelled():
+            return
+        if (error := publish.exception()) is not None:
+            fail(self, error)
+        elif isinstance(returned := publish.result(), ReturnedMessage):
+            fail(self, no_server(returned))
+
+    def lose(self, error: BaseException | None) -> None:
+        """The channel is gone: no reply comes, unless the message is still to be sent."""
+        if not self.has_message or self.done() or (self.publish is not None and not self.publish.done()):
+            return
+        if self.publish is not None and not self.publish.cancelled() and (reason := self.publish.exception()):
+            fail(self, reason)  # which knows whether it was sent
+            return
+        lost = PublishOutcomeUnknown(f"the channel was lost before the reply to {self.name!r} came: {error}")
+        lost.__cause__ = error
+        fail(self, lost)
+
+    def end(self) -> None:
+        """Nobody waits for it any more; if its message still waits to be sent, it is not."""
+        if self.publish is not None and not self.publish.done():
+            self.publish.cancel()
+        if not self.done():
+            self.cancel()
+
+
+class Calls:
+    """The calls of one RPC object.
+
+    Attributes:
+        futures: the calls that wait, by correlation id.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.futures: dict[str, Call] = {}
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = math.inf
+
+    def begin(self) -> tuple[Call, str]:
+        """A new call, and its correlation id, which nobody can guess."""
+        call, correlation_id = Call(self._loop), os.urandom(16).hex()
+        self.futures[correlation_id] = call
+        return call, correlation_id
+
+    def take(self, correlation_id: str | None) -> Call | None:
+        """The call of that id, if somebody waits for it; it waits no more."""
+        call = self.futures.pop(correlation_id or "", None)
+        return None if call is None or call.done() else call
+
+    def limit_time(self, call: Call, deadline: float) -> None:
+        """Have *call* end with TimeoutError at *deadline*."""
+        call.deadline = deadline
+        if deadline < self._due:
+            self._set_timer(deadline)
+
+    def _set_timer(self, due: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = due
+        self._timer = self._loop.call_at(due, self._expire) if due < math.inf else None
+
+    def _expire(self) -> None:
+        now = self._loop.time()
+        for call in list(self.futures.values()):
+            if call.deadline <= now:
+                fail(call, TimeoutError(f"no reply to {call.name!r} in time"))
+        self._set_timer(min((call.deadline for call in self.futures.values() if not call.done()), default=math.inf))
+
+    def lose(self, error: BaseException | None) -> None:
+        """The channel is gone."""
+        for call in list(self.futures.values()):
+            call.lose(error)
+
+    def close(self) -> None:
+        """Nobody listens for replies any more."""
+        self._set_timer(math.inf)
+        for call in list(self.futures.values()):
+            fail(call, PublishOutcomeUnknown(f"the RPC was closed before the reply to {call.name!r} came"))
+
+
+def no_server(returned: IncomingMessage) -> NoServer:
+    """The exception for a call that came back."""
+    return NoServer(f"nobody serves {returned.routing_key!r}: the call was returned", returned)

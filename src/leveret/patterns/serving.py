@@ -1,0 +1,307 @@
+"""The serving half of RPC: functions that others call.
+
+The reply is written together with the ack of the call, and neither waits for a confirm. If the link dies before both
+are written, the call comes again, and is executed again: at least once. A call is always answered: by the result, by an
+error, or, where nothing can be sent, by being rejected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from enum import Enum
+from functools import partial
+from typing import Any
+
+from leveret.channel import Channel
+from leveret.consuming import Consumer
+from leveret.exceptions import DeliveryLost, PublishNotSent, RemoteError
+from leveret.exchange import Exchange
+from leveret.log import get_logger
+from leveret.message import IncomingMessage, Message
+from leveret.outcome import DONE
+from leveret.patterns.base import AnyCallback, Base, CallbackType, T, as_coroutine_function
+from leveret.queue import Queue
+from leveret.types import DeliveryMode, FieldValue
+
+log = get_logger("leveret.patterns.rpc")  # one name for all that is about RPC
+
+
+class RPCMessageType(str, Enum):
+    """The ``type`` of a message."""
+
+    ERROR = "error"
+    RESULT = "result"
+    CALL = "call"
+
+
+class Server(Base):
+    """What :class:`~leveret.patterns.rpc.RPC` is to those who register functions.
+
+    Args:
+        channel: an open channel.
+        host_exceptions: as of RPC.
+
+    Attributes:
+        channel, routes, queues, consumer_tags, host_exceptions, rpc_exchange: as of RPC.
+    """
+
+    DLX_NAME = "rpc.dlx"
+
+    def __init__(self, channel: Channel, host_exceptions: bool = False) -> None:
+        self.channel = channel
+        self.routes: dict[str, CallbackType[Any]] = {}
+        self.queues: dict[AnyCallback, Queue] = {}
+        self.consumer_tags: dict[AnyCallback, Consumer] = {}
+        self.host_exceptions = host_exceptions
+        self.rpc_exchange: Exchange | None = None
+        self._names: dict[AnyCallback, str] = {}
+
+    def _format_routing_key(self, method_name: str) -> str:
+        return method_name if self.rpc_exchange is None else f"{self.rpc_exchange.name}::{method_name}"
+
+    async def register(
+        self,
+        method_name: str,
+        func: AnyCallback,
+        *,
+        prefetch: int | None = None,
+        concurrency: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Let others call *func*.
+
+        What it returns goes to the caller, and what it raises, too, as a RemoteError: the name of the class, the text,
+        and the arguments, never a traceback. It may raise a RemoteError of its own making. Failures are logged here.
+
+        Args:
+            method_name: the name that it is called by, and that its queue has.
+            func: a coroutine function, or a plain one; called with keyword arguments only.
+            prefetch: how many calls the broker sends ahead; None for twice the *concurrency*, or else for the
+                channel's.
+            concurrency: how many calls may run at a time; None for no limit but the prefetch.
+            kwargs: for :meth:`Channel.declare_queue`. All servers of a method have to say the same.
+
+        Raises:
+            RuntimeError: *func*, or the name, is registered already.
+            TypeError: *func* cannot be called.
+            ValueError: a number is out of range.
+            ChannelClosed: the broker refuses the queue: others have declared it with other arguments.
+            ChannelInvalidStateError: the channel is not open.
+            TimeoutError: no answer in time.
+
+        Reconnect: calls that run go on, and come again, because their acks are lost.
+        """
+        routing_key = self._format_routing_key(method_name)
+        if func in self._names:
+            raise RuntimeError("Function already registered")
+        if routing_key in self.routes:
+            raise RuntimeError(f"Method name already used for {self.routes[routing_key]!r}")
+        self.routes[routing_key] = as_coroutine_function(func)
+        self._names[func] = routing_key
+        given: Mapping[str, FieldValue] = kwargs.pop("arguments", None) or {}
+        arguments = {**given, "x-dead-letter-exchange": self.DLX_NAME}
+        try:
+            queue = await self.channel.declare_queue(routing_key, arguments=arguments, **kwargs)
+            if self.rpc_exchange is not None:
+                await queue.bind(self.rpc_exchange, routing_key)
+            consumer = await queue.consume(
+                partial(self.on_call_message, method_name), prefetch=prefetch, concurrency=concurrency
+            )
+        except BaseException:
+            del self.routes[routing_key], self._names[func]
+            raise
+        self.queues[func], self.consumer_tags[func] = queue, consumer
+
+    async def unregister(self, func: AnyCallback, *, drain: float = 10) -> None:
+        """Let others call *func* no more; if it was not registered, nothing happens.
+
+        Calls that run come to their end, those that wait go back to the queue, for other servers. The queue stays.
+
+        Args:
+            func: as it was registered.
+            drain: seconds that calls get to end by themselves; 0 to cancel them at once.
+
+        Raises:
+            ValueError: *drain* is negative.
+
+        Cancellation: it is unregistered all the same.
+        """
+        if func not in self.consumer_tags:
+            return
+        self.queues.pop(func)
+        consumer, routing_key = self.consumer_tags.pop(func), self._names.pop(func)
+        try:
+            await consumer.stop(drain)
+        finally:
+            self.routes.pop(routing_key, None)
+
+    async def on_call_message(self, method_name: str, message: IncomingMessage) -> None:
+        """Somebody calls: execute it, answer, and acknowledge.
+
+        Raises:
+            CancelledError: it was cancelled, by a channel that is closed, say; the call comes again.
+            DeliveryLost: the channel is gone; the call comes again.
+        """
+        func = self.routes.get(self._format_routing_key(method_name))
+        message_type = RPCMessageType.ERROR
+        if func is None:
+            log.warning("Method %r not registered in %r", method_name, self)
+            result = self.serialize_exception(RemoteError("MethodNotRegistered", f"nobody serves {method_name!r} here"))
+        else:
+            try:
+                payload = await self.deserialize_message(message)
+                result = await self.execute(func, payload)
+                message_type = RPCMessageType.RESULT
+            except Exception as exc:
+                self._log_failure(method_name, message, exc)
+                result = self.serialize_exception(exc)
+            except asyncio.CancelledError as exc:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
+                # Of something that it waited for: nobody cancelled this task.
+                self._log_failure(method_name, message, exc)
+                result = self.serialize_exception(RemoteError("CancelledError", str(exc)))
+        reply_to = message.reply_to
+        if not reply_to:
+            log.info('RPC message without "reply_to" header %r call result will be lost', message)
+            await message.ack()
+            return
+        if not message.is_live:
+            log.info("a reply is not sent: the link was lost, and the call comes again")
+            return
+        try:
+            await self._reply(message, reply_to, await self._answer(message, result, message_type))
+        except DeliveryLost:
+            raise
+        except Exception as exc:
+            log.error("Failed to send the reply to %r: %s: %s", method_name, type(exc).__name__, exc)
+            log.debug("Full traceback for failure to send a reply", exc_info=True)
+            if not message.processed:
+                await message.reject(requeue=False)
+
+    def _log_failure(self, method_name: str, message: IncomingMessage, error: BaseException) -> None:
+        level = logging.ERROR if self.host_exceptions else logging.WARNING
+        if isinstance(error, RemoteError):  # what its caller is meant to get
+            level = logging.INFO
+        log.log(
+            level,
+            "method %r failed (correlation_id %r): %r",
+            method_name,
+            message.correlation_id,
+            error,
+            exc_info=error if self.host_exceptions else None,
+        )
+
+    async def _answer(self, message: IncomingMessage, result: Any, message_type: RPCMessageType) -> Message:
+        """The reply to *message*: *result*, or why that cannot be sent."""
+        correlation_id, mode = message.correlation_id, message.delivery_mode
+        try:
+            return await self.serialize_message(
+                payload=result, message_type=message_type, correlation_id=correlation_id, delivery_mode=mode
+            )
+        except Exception as exc:
+            log.error("the result of a call cannot be sent (correlation_id %r): %r", correlation_id, exc)
+            return await self.serialize_message(
+                payload=self.serialize_exception(exc),
+                message_type=RPCMessageType.ERROR,
+                correlation_id=correlation_id,
+                delivery_mode=DeliveryMode.NOT_PERSISTENT,
+            )
+
+    async def _reply(self, message: IncomingMessage, reply_to: str, reply: Message) -> None:
+        """Send *reply* to who sent *message*, and acknowledge that.
+
+        Raises:
+            DeliveryLost: the channel is gone.
+        """
+        exchange = self.channel.default_exchange
+        try:
+            self.channel.wire.publisher.output.gather()  # the reply and the ack
+            publish: Any = exchange.publish_nowait(reply, reply_to, mandatory=False)
+        except PublishNotSent:  # held back: do not acknowledge before it is written
+            await exchange.publish(reply, reply_to, mandatory=False)
+        else:
+            if publish is not DONE:
+                publish.add_done_callback(_on_reply_published)
+        await message.ack()
+
+    def serialize_exception(self, exception: Exception) -> Any:
+        """What goes over the wire for *exception*; a subclass may have its own."""
+        if isinstance(exception, RemoteError):
+            return {"error": {"type": exception.type, "message": exception.message, "data": exception.data}}
+        return {"error": {"type": type(exception).__name__, "message": str(exception), "args": _plain_args(exception)}}
+
+    async def execute(self, func: CallbackType[T], payload: dict[str, Any]) -> T:
+        """Call *func*; a subclass may do more.
+
+        Raises:
+            Exception: whatever *func* raises goes to the caller.
+        """
+        return await func(**payload)
+
+    async def serialize_message(
+        self,
+        payload: Any,
+        message_type: RPCMessageType,
+        correlation_id: str | None,
+        delivery_mode: DeliveryMode | int,
+        **kwargs: Any,
+    ) -> Message:
+        """A message to send; a subclass may have its own.
+
+        Args:
+            payload: what to serialise: arguments, a result, or what :meth:`serialize_exception` returns.
+            message_type: which of these it is.
+            correlation_id: of the call.
+            delivery_mode: of the call.
+            kwargs: for :class:`~leveret.Message`.
+
+        Raises:
+            TypeError, ValueError: something cannot be serialised, or is out of range.
+        """
+        return Message(
+            self.serialize(payload),
+            content_type=self.CONTENT_TYPE,
+            correlation_id=correlation_id,
+            delivery_mode=delivery_mode,
+            type=message_type.value,
+            **kwargs,
+        )
+
+    async def deserialize_message(self, message: IncomingMessage) -> Any:
+        """What *message* carries; a subclass may have its own.
+
+        Raises:
+            MessageDecodeError: it cannot be read, or another serializer has made it.
+        """
+        return self.read_message(message)
+
+    def read_message(self, message: IncomingMessage) -> Any:
+        """What *message* carries.
+
+        Raises:
+            MessageDecodeError: it cannot be read, or another serializer has made it.
+        """
+        self.check_content_type(message)
+        return self.deserialize(message.body)
+
+
+def error_fields(payload: Any) -> tuple[str, str, Any] | None:
+    """Type, message and data of an error as RPC and JsonRPC send it; None for anything else."""
+    match payload:
+        case {"error": {"type": str(type), "message": str(message), **rest}}:
+            return type, message, rest.get("data", rest.get("args"))
+        case _:
+            return None
+
+
+def _plain_args(exception: Exception) -> list[Any]:
+    return [arg if arg is None or isinstance(arg, str | int | float | bool) else repr(arg) for arg in exception.args]
+
+
+def _on_reply_published(publish: asyncio.Future[Any]) -> None:
+    if not publish.cancelled() and (error := publish.exception()) is not None:
+        log.warning("a reply may be lost: %s", error)

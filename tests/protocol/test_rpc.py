@@ -1,0 +1,346 @@
+"""Races of remote procedure calls, against a server whose timing is in the test's hands."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from typing import Any
+
+import pytest
+from pamqp import commands
+
+from leveret import RobustChannel
+from leveret.exceptions import (
+    MessageNacked,
+    NoServer,
+    PublishNotSent,
+    PublishOutcomeUnknown,
+    RemoteError,
+)
+from leveret.outcome import Outcome
+from leveret.patterns import RPC
+from tests.protocol.kit import turns, until, within
+from tests.protocol.robust_kit import (
+    Server,
+    ServerLink,
+    again,
+    back,
+    channel_of,
+    closed_by_broker,
+    fence,
+    lost,
+    robust,
+    silent,
+)
+
+CONSUME, PUBLISH = commands.Basic.Consume, commands.Basic.Publish
+REPLY_TO = "amq.rabbitmq.reply-to"
+
+
+def call(rpc: RPC, name: str = "m", **kwargs: Any) -> asyncio.Future[Any]:
+    return asyncio.ensure_future(rpc.call(name, {}, **kwargs))
+
+
+def reply(
+    rpc: RPC, link: ServerLink, correlation_id: str | None = None, body: bytes = b"1", type: str = "result", **more: Any
+) -> None:
+    """Send the reply to the only call that waits, or to another."""
+    correlation_id = correlation_id or next(iter(rpc.futures))
+    properties = commands.Basic.Properties(correlation_id=correlation_id, message_type=type, **more)
+    consume = next(m for m in reversed(link.all(CONSUME)) if m.queue == rpc.result_queue.name)
+    channel = link.channel_of(rpc.result_queue.name)
+    link.session.deliver(channel, consume.consumer_tag, 1, body, properties=properties)
+
+
+@pytest.fixture(params=[True, False], ids=["confirms", "no confirms"])
+def confirms(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+async def test_the_reply_to_a_call_may_overtake_its_confirm() -> None:
+    async with robust() as (connection, server):
+        rpc = await RPC.create(await channel_of(connection))
+        server.holds_confirms = True
+        calling = call(rpc)
+        await until(lambda: server.keys() == ["m"])
+        reply(rpc, server.link)
+        assert await within(calling) == 1
+        server.link.send(1, commands.Basic.Ack(1))
+        await fence(connection)
+        assert not rpc.futures
+
+
+async def test_a_reply_is_read_without_a_task() -> None:
+    async with robust() as (connection, server):
+        rpc = await RPC.create(await channel_of(connection))
+        calling = call(rpc)
+        await until(lambda: server.keys() == ["m"])
+        names: set[str] = set()
+        (future,) = rpc.futures.values()
+        future.add_done_callback(lambda _: names.update(task.get_name() for task in asyncio.all_tasks()))
+        reply(rpc, server.link)
+        await within(calling)
+        assert names
+        assert not [name for name in names if name.startswith(("leveret consumer", "leveret RPC"))]
+
+
+async def test_a_nacked_call_fails() -> None:
+    async with robust() as (connection, server):
+        rpc = await RPC.create(await channel_of(connection))
+        server.at(PUBLISH, lambda link, channel, method: link.send(channel, commands.Basic.Nack(1)))
+        with pytest.raises(MessageNacked):
+            await within(call(rpc))
+        assert not rpc.futures
+
+
+@pytest.mark.parametrize("how", ["link", "channel"])
+async def test_calls_that_the_channel_is_lost_with_fail_at_once(confirms: bool, how: str) -> None:
+    async with robust() as (connection, server):
+        channel = await channel_of(connection, publisher_confirms=confirms)
+        rpc = await RPC.create(channel)
+        calls = [call(rpc) for _ in range(3)]
+        await until(lambda: len(server.published) == 3)
+        if how == "link":
+            server.drop()
+        else:
+            assert isinstance(channel, RobustChannel)
+            await closed_by_broker(channel, server)
+        for calling in calls:
+            with pytest.raises(PublishOutcomeUnknown):
+                await within(calling)
+        assert not rpc.futures
+        await within(channel.ready())
+        late = call(rpc)
+        await until(lambda: len(server.published) == 4)
+        reply(rpc, server.link)
+        assert await within(late) == 1
+
+
+async def test_with_retry_they_are_made_again(confirms: bool) -> None:
+    async with robust() as (connection, server):
+        rpc = await RPC.create(await channel_of(connection, publisher_confirms=confirms))
+        calls = [call(rpc, retry=True) for _ in range(3)]
+        await until(lambda: len(server.published) == 3)
+        link = await again(connection, server)
+        await until(lambda: len(server.published) == 6)
+        for correlation_id in list(rpc.futures):
+            reply(rpc, link, correlation_id)
+        assert await within(asyncio.gather(*calls)) == [1, 1, 1]
+
+
+async def test_a_call_waits_for_the_link_and_is_not_lost_with_it(confirms: bool) -> None:
+    async with robust() as (connection, server):
+        rpc = await RPC.create(await channel_of(connection, publisher_confirms=confirms))
+        await lost(connection, server)
+        calling = call(rpc)
+        await turns()
+        assert not server.published
+        await back(connection, server)
+        await until(lambda: server.keys() == ["m"])
+        # The consumer of replies is there before the call is: else RabbitMQ would close the channel (406).
+        kinds = [type(m) for _, m in server.link.methods if isinstance(m, CONSUME | PUBLISH)]
+        assert kinds == [CONSUME, PUBLISH]
+        reply(rpc, server.link)
+        assert await within(calling) == 1
+
+
+@pytest.mark.parametrize("how", ["cancelled", "timed out", "closed"])
+async def test_a_call_that_ends_before_it_is_sent_is_never_sent(confirms: bool, how: str) -> None:
+    async with robust() as (connection, server):
+        rpc = await RPC.create(await channel_of(connection, publisher_confirms=confirms))
+        await lost(connection, server)
+        calling = call(rpc, timeout=0.02 if how == "timed out" else 10)
+        await turns()
+        if how == "cancelled":
+            calling.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await calling
+        elif how == "timed out":
+            with pytest.raises(TimeoutError):
+                await within(calling)
+        else:
+            await within(rpc.channel.close())
+            with pytest.raises((PublishNotSent, PublishOutcomeUnknown)):
+                await within(calling)
+        await back(connection, server)
+        await fence(connection)
+        assert not server.published
+        assert not rpc.futures
+
+
+async def test_a_cancelled_call_leaves_nothing(confirms: bool) -> None:
+    unretrieved = Outcome.unretrieved
+    async with robust() as (connection, server):
+        rpc = await RPC.create(await channel_of(connection, publisher_confirms=confirms))
+        server.holds_confirms = True
+        calling = call(rpc)
+        await until(lambda: server.keys() == ["m"])
+        (correlation_id,) = rpc.futures
+        calling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await calling
+        assert not rpc.futures
+        reply(rpc, server.link, correlation_id)
+        await fence(connection)
+        assert rpc.dropped_replies == 1
+    gc.collect()
+    assert Outcome.unretrieved == unretrieved
+
+
+async def test_the_loss_of_the_link_and_the_cancellation_of_a_call_in_one_turn(confirms: bool) -> None:
+    async with robust() as (connection, server):
+        rpc = await RPC.create(await channel_of(connection, publisher_confirms=confirms))
+        calling = call(rpc)
+        await until(lambda: server.keys() == ["m"])
+        rpc.channel.close_callbacks.add(lambda *_: calling.cancel())
+        server.drop()
+        with pytest.raises(asyncio.CancelledError):
+            await within(calling)
+        assert not rpc.futures
+
+
+async def test_a_returned_call_fails_and_other_returns_are_not_its_business(caplog: pytest.LogCaptureFixture) -> None:
+    async with robust() as (connection, server):
+        rpc = await RPC.create(await channel_of(connection, publisher_confirms=False))
+        calling = call(rpc)
+        await until(lambda: server.keys() == ["m"])
+        (correlation_id,) = rpc.futures
+        for each in ("unknown", correlation_id, correlation_id):
+            properties = commands.Basic.Properties(correlation_id=each)
+            returned = commands.Basic.Return(312, "NO_ROUTE", "", "m")
+            server.link.session.send_content(1, returned, b"", properties)
+        with pytest.raises(NoServer, match="'m'"):
+            await within(calling)
+        await fence(connection)
+        assert caplog.text.count("Unknown message was returned") == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ({"type": "error", "body": b'{"error":{"type":"T","message":"m","data":5}}'}, RemoteError),
+        ({"type": "error", "body": b"5"}, RuntimeError),
+        ({"type": "call"}, TimeoutError),
+        ({"type": "what"}, RuntimeError),
+        ({"body": b"{"}, Exception),
+        ({"content_type": "application/python-pickle"}, Exception),
+    ],
+    ids=repr,
+)
+@pytest.mark.expects_errors
+async def test_what_a_server_may_answer(answer: dict[str, Any], error: type[Exception]) -> None:
+    async with robust() as (connection, server):
+        rpc = await RPC.create(await channel_of(connection))
+        calling = call(rpc)
+        await until(lambda: server.keys() == ["m"])
+        reply(rpc, server.link, **answer)
+        with pytest.raises(error):
+            await within(calling)
+
+
+async def test_replies_that_nobody_waits_for_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    async with robust() as (connection, server):
+        rpc = await RPC.create(await channel_of(connection))
+        reply(rpc, server.link, "unknown")
+        await fence(connection)
+        assert rpc.dropped_replies == 1
+        assert "Unknown message" in caplog.text
+
+
+async def test_a_refused_beginning_leaves_direct_reply_to_to_others() -> None:
+    async with robust() as (connection, server):
+        channel = await channel_of(connection)
+        server.at(CONSUME, silent)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await RPC.create(channel)
+    async with robust() as (connection, server):
+        channel = await channel_of(connection)
+        rpc = await RPC.create(channel, direct_reply_to=True)
+        await rpc.close()
+        await RPC.create(channel, direct_reply_to=True)
+
+
+# ---------------------------------------------------------------------------------------------------- serving
+
+
+def deliver(server: Server, reply_to: str = "their.queue", tag: int = 1, correlation_id: str = "id") -> None:
+    """Call the method "m"."""
+    link = server.link
+    consume = next(m for m in reversed(link.all(CONSUME)) if m.queue == "m")
+    properties = commands.Basic.Properties(correlation_id=correlation_id, message_type="call", reply_to=reply_to)
+    link.session.deliver(link.channel_of("m"), consume.consumer_tag, tag, b"{}", properties=properties)
+
+
+async def test_a_reply_goes_out_with_its_ack_behind_it_and_waits_for_no_confirm(confirms: bool) -> None:
+    async with robust() as (connection, server):
+        server.holds_confirms = True
+        rpc = await RPC.create(await channel_of(connection, publisher_confirms=confirms))
+        await rpc.register("m", lambda: 5)
+        deliver(server)
+        await server.seen(commands.Basic.Ack)
+        kinds = [type(m) for _, m in server.link.methods][-2:]
+        assert kinds == [PUBLISH, commands.Basic.Ack]
+        assert [(sent.routing_key, sent.body) for sent in server.published] == [("their.queue", b"5")]
+
+
+async def test_a_call_whose_ack_cannot_be_sent_is_not_answered(confirms: bool) -> None:
+    """It comes again."""
+    began, go = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> None:
+        began.set()
+        await go.wait()
+
+    async with robust() as (connection, server):
+        rpc = await RPC.create(await channel_of(connection, publisher_confirms=confirms))
+        await rpc.register("m", slow)
+        deliver(server)
+        await within(began.wait())
+        await again(connection, server)
+        go.set()
+        await until(lambda: rpc.consumer_tags[slow].in_flight == 0)
+        await fence(connection)
+        assert not server.published
+        deliver(server)
+        await until(lambda: server.keys() == ["their.queue"])
+
+
+async def test_while_publishers_are_blocked_a_call_is_not_acknowledged_before_its_reply_is_written(
+    confirms: bool,
+) -> None:
+    async with robust() as (connection, server):
+        rpc = await RPC.create(await channel_of(connection, publisher_confirms=confirms))
+        await rpc.register("m", lambda: 5)
+        server.link.send(0, commands.Connection.Blocked("memory"))
+        await until(lambda: connection.blocked)
+        deliver(server)
+        await fence(connection)
+        assert not server.link.all(commands.Basic.Ack)
+        server.link.send(0, commands.Connection.Unblocked())
+        await server.seen(commands.Basic.Ack)
+        assert [type(m) for _, m in server.link.methods][-2:] == [PUBLISH, commands.Basic.Ack]
+
+
+async def test_a_lost_reply_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async with robust() as (connection, server):
+        rpc = await RPC.create(await channel_of(connection))
+        await rpc.register("m", lambda: 5)
+        server.at(PUBLISH, lambda link, channel, method: link.send(channel, commands.Basic.Nack(1)))
+        with caplog.at_level(logging.WARNING):
+            deliver(server)
+            await server.seen(commands.Basic.Ack)
+            await fence(connection)
+        assert "a reply may be lost" in caplog.text
+
+
+async def test_a_method_that_is_refused_is_not_registered() -> None:
+    async with robust() as (connection, server):
+        rpc = await RPC.create(await channel_of(connection))
+        server.at(CONSUME, silent, where=lambda m: m.queue == "m")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await rpc.register("m", print)
+        assert not rpc.routes
+        assert not rpc.queues
