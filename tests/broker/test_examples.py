@@ -19,13 +19,13 @@ import leveret
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from tests.support.brokers import RemoteBroker, TLSAuthority
+    from tests.support.brokers import TLSAuthority
     from tests.support.node import Node
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 LIMIT = 60
-QUEUES = ("leveret.demo", "leveret.first_run", "hello", "task_queue", "rpc_queue", "greetings", "leveret.tasks")
+QUEUES = ("leveret.demo", "hello", "task_queue", "rpc_queue", "greetings", "leveret.tasks")
 EXCHANGES = ("logs", "direct_logs", "topic_logs")
 
 pytestmark = pytest.mark.one_version
@@ -95,14 +95,6 @@ PAIRS = {
 }
 ALONE = {
     # its arguments → what it prints
-    ("first_run.py",): (
-        r"connected to RabbitMQ \S+ at amqp://\S+",
-        r"published to 'leveret\.first_run': the broker confirmed it",
-        r"published to 'nowhere': it came back \(NO_ROUTE\)",
-        r"published 10,000 more, each confirmed: \d+\.\d\d s",
-        r"consumed 'Hello, hare!'",
-        r"consumed 10,001 messages, each acknowledged: \d+\.\d\d s",
-    ),
     ("get_one_message.py",): (r"The queue is empty\.",),
     ("transactions.py",): (
         r"Before the commit: 0 messages",
@@ -181,7 +173,7 @@ class Script:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Script]]:
-    """Start a script: ``start("first_run.py", env={…})``."""
+    """Start a script: ``start("simple_publisher.py", env={…})``."""
     scripts: list[Script] = []
 
     def start(*command: str, **kwargs: object) -> Script:
@@ -318,38 +310,15 @@ def test_readme(amqp_url: str, start: Callable[..., Script], tmp_path: Path) -> 
         start(str(tmp_path / f"{number}.py"), env={}).end()
 
 
-def test_readme_first_run_prints_what_it_says(
-    broker: Node | RemoteBroker, amqp_url: str, start: Callable[..., Script]
-) -> None:
-    """The output below the set-up command is that of the command, but for figures, versions and the port."""
+@pytest.mark.one_version
+def test_readme_demo_prints_what_it_says(start: Callable[..., Script]) -> None:
+    """The output below the set-up command is that of the command, but for figures."""
 
-    def shape(text: str) -> str:
-        return re.sub(r"\d[\d.]*", "0", re.sub(r"(?<=@)\S+", "", text))
+    def shape(line: str) -> str:
+        return re.sub(r"\d[\d.,]*", "0", line)
 
-    text = (ROOT / "README.md").read_text()
-    command = "python -m examples.first_run"
-    shown = re.search(rf"{re.escape(command)}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    readme = (ROOT / "README.md").read_text()
+    shown = re.search(r"python -m leveret demo\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
     assert shown is not None
-    lines = start("-m", "examples.first_run", env={"AMQP_URL": amqp_url}, cwd=ROOT).end()
-    provisioning = ("Getting RabbitMQ", "Starting it")  # not with AMQP_URL
-    assert [shape(line) for line in shown[1].splitlines() if not line.startswith(provisioning)] == list(
-        map(shape, lines)
-    )
-
-
-def test_first_run_starts_a_broker_of_its_own(start: Callable[..., Script]) -> None:
-    if "AMQP_URL" in os.environ:
-        pytest.skip("AMQP_URL says which broker to use")
-    lines = start("-m", "examples.first_run", env={}, cwd=ROOT).end()
-    assert lines[0].startswith("Getting RabbitMQ 4.0")
-    assert lines[1].startswith("Starting it")
-    assert lines[-1].startswith("consumed 10,001 messages")
-
-
-def test_first_run_outside_of_the_checkout(tmp_path: Path) -> None:
-    env = {name: value for name, value in os.environ.items() if name != "AMQP_URL"}
-    env["PYTHONPATH"] = str(Path(leveret.__file__).parents[1])
-    command = [sys.executable, EXAMPLES / "first_run.py"]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr == "Run it from the root of the checkout, as python -m examples.first_run, or set AMQP_URL.\n"
+    lines = start("-m", "leveret", "demo", env={}).end()
+    assert list(map(shape, lines)) == list(map(shape, shown[1].splitlines()))

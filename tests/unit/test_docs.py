@@ -136,11 +136,12 @@ def test_map_of_modules_is_complete() -> None:
 
 
 def test_readme_first_screen() -> None:
-    """What it is, how to install it, a publisher and a consumer: in the first forty lines or so."""
+    """What it is, how to try it, a publisher and a consumer: in the first sixty lines or so."""
     lines = (ROOT / "README.md").read_text().splitlines()
     assert lines[0] == "# leveret"
-    head = "\n".join(lines[:48])
-    assert "pip install leveret" in head
+    head = "\n".join(lines[:62])
+    assert "pip install ." in head
+    assert "python -m leveret demo" in head
     assert head.count("```python") == 2
     assert all(len(block.splitlines()) <= 14 for block in blocks(ROOT / "README.md", "python"))
 
