@@ -9,6 +9,7 @@ import pytest
 from yarl import URL
 
 from leveret import Channel, Connection, Queue, RobustConnection, connect, connect_robust
+from tests.support.brokers import plain_node
 from tests.support.node import Node
 from tests.support.proxy import FaultProxy
 
@@ -50,18 +51,13 @@ def shaky(broker_version: str) -> Iterator[Node]:
     """A node that tests stop, kill, block and drain; each leaves it running."""
     if "AMQP_URL" in os.environ:
         pytest.skip("needs a node of its own, and AMQP_URL is set")
-    with Node(broker_version) as node:
+    with plain_node(broker_version) as node:
         yield node
-
-
-def _set(node: Node, **settings: int) -> None:
-    for key, value in settings.items():
-        node.eval(f"application:set_env(rabbit, {key}, {value})")
 
 
 @pytest.fixture
 def impatient(shaky: Node) -> Iterator[Node]:
     """`shaky`, with an ack timeout of a second for the channels and the queues of this test."""
-    _set(shaky, consumer_timeout=1000, channel_tick_interval=200, quorum_tick_interval=500)
+    shaky.set_ack_timeout(1)
     yield shaky
-    _set(shaky, consumer_timeout=1_800_000, channel_tick_interval=60_000, quorum_tick_interval=5_000)
+    shaky.set_ack_timeout(None)

@@ -32,12 +32,11 @@ async def connection(node: Node) -> AsyncIterator[Connection]:
 
 @contextlib.asynccontextmanager
 async def memory_alarm(node: Node) -> AsyncIterator[None]:
-    set_watermark = "vm_memory_monitor set_vm_memory_high_watermark [{}]"
-    await asyncio.to_thread(node.call, set_watermark.format("0.00001"))
+    await asyncio.to_thread(node.set_memory_alarm, True)
     try:
         yield
     finally:
-        await asyncio.to_thread(node.call, set_watermark.format("0.6"))
+        await asyncio.to_thread(node.set_memory_alarm, False)
 
 
 async def block(connection: Connection, channel: Channel, name: str) -> asyncio.Future[object]:
@@ -141,9 +140,7 @@ async def test_closing_while_blocked_is_bounded(node: Node) -> None:
 async def test_blocked_ends_with_the_connection(node: Node) -> None:
     async with memory_alarm(node), await connect(node.url) as connection, connection.channel() as channel:
         first = await block(connection, channel, "nowhere")
-        await asyncio.to_thread(
-            node.eval, '[rabbit_networking:close_connection(P, <<"x">>) || P <- rabbit_networking:connections()]'
-        )
+        await asyncio.to_thread(node.close_connections)
         with pytest.raises(PublishOutcomeUnknown):
             await asyncio.wait_for(first, 10)
         assert connection.is_closed

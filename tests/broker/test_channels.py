@@ -155,8 +155,7 @@ async def test_a_thousand_channels(connection: Connection) -> None:
 
 @pytest.mark.node
 async def test_a_users_limit_of_channels_closes_the_connection(broker: Node) -> None:
-    limit = 'rabbit_auth_backend_internal:{}(<<"guest">>, {}, <<"tests">>)'
-    broker.eval(limit.format("set_user_limits", '#{<<"max-channels">> => 1}'))
+    broker.limit_channels("guest", 1)
     try:
         async with await connect(broker.url) as connection:
             await connection.channel()
@@ -165,7 +164,7 @@ async def test_a_users_limit_of_channels_closes_the_connection(broker: Node) -> 
             assert caught.value.reply_code == 530
             assert connection.is_closed
     finally:
-        broker.eval(limit.format("clear_user_limits", '<<"max-channels">>'))
+        broker.limit_channels("guest", None)
 
 
 async def test_what_would_cost_the_connection_is_refused_here(connection: Connection) -> None:

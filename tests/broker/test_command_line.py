@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import json
 import os
 import re
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
     from tests.support.proxy import FaultProxy
 
 LIMIT = 60
-has_broker = pytest.mark.skipif(
-    importlib.util.find_spec("leveret.testing") is None, reason="leveret.testing is not there yet"
-)
 
 
 class Result:
@@ -555,13 +551,11 @@ async def test_demo_over_tls(run: Run, broker: Node, tls_authority: TLSAuthority
     check_demo(await run("demo --url", str(URL(broker.tls_url).update_query(cafile=str(tls_authority.ca_file)))))
 
 
-@has_broker
 @pytest.mark.one_version
 async def test_demo_with_nothing_installed(run: Run) -> None:
     check_demo(await run("demo"))
 
 
-@has_broker
 @pytest.mark.one_version
 async def test_broker_serves_other_processes(run: Run, start: Start) -> None:
     serving = await start("broker", "--port", "0", "--version", "4.0")

@@ -25,7 +25,6 @@ from leveret.exceptions import (
     ProbableAuthenticationError,
 )
 from tests.broker.test_helpers import eventually, everything_said
-from tests.support.brokers import add_user
 from tests.support.ports import free_port
 from tests.support.proxy import FaultProxy
 
@@ -53,20 +52,17 @@ async def proxy(amqp_url: str) -> AsyncIterator[FaultProxy]:
 def vhost(broker: Node) -> Iterator[str]:
     """A virtual host whose name wants care, for guest only."""
     name = "a/b c"
-    broker.eval(
-        f'rabbit_vhost:add(<<"{name}">>, <<"tests">>), rabbit_auth_backend_internal:set_permissions('
-        f'<<"guest">>, <<"{name}">>, <<".*">>, <<".*">>, <<".*">>, <<"tests">>)'
-    )
+    broker.add_vhost(name)
     yield name
-    broker.eval(f'rabbit_vhost:delete(<<"{name}">>, <<"tests">>)')
+    broker.delete_vhost(name)
 
 
 @pytest.fixture
 def bob(broker: Node) -> Iterator[None]:
     """A user with a password worth hiding."""
-    add_user(broker, "bob", SECRET)
+    broker.add_user("bob", SECRET)
     yield
-    broker.eval('rabbit_auth_backend_internal:delete_user(<<"bob">>, <<"tests">>)')
+    broker.delete_user("bob")
 
 
 # ---------------------------------------------------------------------------------------------------- success

@@ -59,6 +59,7 @@ async def test_exchange_type_as_a_string(channel: Channel, name: str) -> None:
 
 
 @pytest.mark.node
+@pytest.mark.rabbitmq("has plugins")
 async def test_exchange_types_of_plugins_route(broker: Node, name: str) -> None:
     kinds = [ExchangeType.X_CONSISTENT_HASH, ExchangeType.X_MODULUS_HASH]
     if broker.version_info >= (4, 0):
@@ -434,10 +435,7 @@ async def test_exclusive_queue_of_another_connection_is_locked(
 
 @pytest.mark.node
 async def test_a_user_without_permission_is_refused(broker: Node, name: str) -> None:
-    broker.eval(
-        'rabbit_auth_backend_internal:add_user(<<"carol">>, <<"carol">>, <<"tests">>), '
-        'rabbit_auth_backend_internal:set_permissions(<<"carol">>, <<"/">>, <<"">>, <<"">>, <<".*">>, <<"tests">>)'
-    )
+    broker.add_user("carol", "carol", "", "", ".*")
     async with await connect(host="127.0.0.1", port=broker.port, login="carol", password="carol") as connection:
         async with connection.channel() as channel:
             with pytest.raises(ChannelAccessRefused, match="carol") as caught:
@@ -447,7 +445,7 @@ async def test_a_user_without_permission_is_refused(broker: Node, name: str) -> 
             with pytest.raises(ConnectionError) as lost:
                 await (await channel.get_exchange("amq.topic", ensure=False)).publish(Message(b""), "x")
             assert isinstance(lost.value.__cause__, ChannelAccessRefused)
-    broker.eval('rabbit_auth_backend_internal:delete_user(<<"carol">>, <<"tests">>)')
+    broker.delete_user("carol")
 
 
 async def test_declares_at_the_same_time_get_their_own_answers(channel: Channel, name: str) -> None:

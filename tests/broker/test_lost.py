@@ -23,8 +23,6 @@ from tests.support.proxy import FaultProxy
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-CLOSE_ALL = '[rabbit_networking:close_connection(Pid, <<"maintenance">>) || Pid <- rabbit_networking:connections()]'
-
 
 @pytest.fixture
 async def proxy(amqp_url: str) -> AsyncIterator[FaultProxy]:
@@ -101,7 +99,7 @@ async def test_closed_by_an_operator(broker: Node, caplog: pytest.LogCaptureFixt
     async with await connect(broker.url) as connection:
         witness = Witness(connection)
         await witness.begin()
-        await asyncio.to_thread(broker.eval, CLOSE_ALL)
+        await asyncio.to_thread(broker.close_connections, "maintenance")
         cause = await witness.end()
     assert isinstance(cause, ConnectionClosed)
     assert (cause.reply_code, cause.by_broker, cause.retryable) == (320, True, True)

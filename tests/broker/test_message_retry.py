@@ -438,10 +438,7 @@ async def test_a_user_that_may_declare_nothing(broker: Node, bench: Bench, chann
 
 def permit(broker: Node, configure: str) -> None:
     """What alice may declare."""
-    broker.eval(
-        'ok = rabbit_auth_backend_internal:set_permissions(<<"alice">>, <<"/">>, '
-        f'<<"{configure}">>, <<".*">>, <<".*">>, <<"tests">>)'
-    )
+    broker.set_permissions("alice", configure, ".*", ".*")
 
 
 async def test_queues_that_were_deleted_are_back(bench: Bench, channel: Channel, name: str) -> None:

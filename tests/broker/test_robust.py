@@ -90,19 +90,12 @@ async def kept_queue(channel: RobustChannel, name: str, **kwargs: Any) -> Robust
 
 async def consumer_count(node: Node, name: str) -> int:
     """How many consumers *name* has, asked without a connection; -1 without such a queue."""
-    answer = await asyncio.to_thread(
-        node.eval,
-        f'case rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{name}">>)) of '
-        "{ok, Q} -> proplists:get_value(consumers, rabbit_amqqueue:info(Q, [consumers])); _ -> -1 end",
-    )
-    return int(answer.removeprefix("{ok,").rstrip("}\n "))
+    return await asyncio.to_thread(node.consumer_count, name)
 
 
 async def close_all(node: Node) -> None:
     """Close every connection of *node*, as an operator does."""
-    await asyncio.to_thread(
-        node.eval, '[rabbit_networking:close_connection(P, <<"test">>) || P <- rabbit_networking:connections()]'
-    )
+    await asyncio.to_thread(node.close_connections)
 
 
 @contextlib.contextmanager

@@ -631,16 +631,9 @@ async def test_a_permission_that_comes_back(shaky: Node, name: str, auto_delete:
     user = name.replace(".", "-")
 
     async def permit(read: str) -> None:
-        await asyncio.to_thread(
-            shaky.eval,
-            f'rabbit_auth_backend_internal:set_permissions(<<"{user}">>, <<"/">>, <<".*">>, <<".*">>, '
-            f'<<"{read}">>, <<"tests">>)',
-        )
+        await asyncio.to_thread(shaky.set_permissions, user, ".*", ".*", read)
 
-    await asyncio.to_thread(
-        shaky.eval, f'ok = rabbit_auth_backend_internal:add_user(<<"{user}">>, <<"secret">>, <<"tests">>)'
-    )
-    await permit(".*")
+    await asyncio.to_thread(shaky.add_user, user, "secret")
     async with await connect_robust(shaky.url.replace("guest:guest", f"{user}:secret"), retry=QUICK) as robust:
         mine, other = await robust.channel(), await robust.channel()
         queue = await mine.declare_queue(name, durable=True, auto_delete=auto_delete, arguments=KEPT)

@@ -36,14 +36,7 @@ async def second(link: FaultProxy) -> AsyncIterator[FaultProxy]:
 
 
 async def set_password(node: Node, user: str, password: str) -> None:
-    await asyncio.to_thread(
-        node.eval,
-        f'case rabbit_auth_backend_internal:exists(<<"{user}">>) of true -> ok; false -> '
-        f'ok = rabbit_auth_backend_internal:add_user(<<"{user}">>, <<"x">>, <<"t">>), '
-        f'ok = rabbit_auth_backend_internal:set_permissions(<<"{user}">>, <<"/">>, '
-        '<<".*">>, <<".*">>, <<".*">>, <<"t">>) end, '
-        f'ok = rabbit_auth_backend_internal:change_password(<<"{user}">>, <<"{password}">>, <<"t">>)',
-    )
+    await asyncio.to_thread(node.add_user, user, password)
 
 
 # ------------------------------------------------------------------------------------------------------- hosts
@@ -179,7 +172,7 @@ async def test_a_node_that_leaves_is_left_at_once(shaky: Node, amqp_url: str, na
         first = False
         try:
             if order == "drain":
-                await asyncio.to_thread(shaky.eval, "ok = rabbit_maintenance:drain()")
+                await asyncio.to_thread(shaky.drain)
             else:
                 await asyncio.to_thread(shaky.stop_app)
             await restored(robust, 2)
@@ -192,8 +185,7 @@ async def test_a_node_that_leaves_is_left_at_once(shaky: Node, amqp_url: str, na
             await inbox.has(b"1")
         finally:
             if order == "drain":
-                await asyncio.to_thread(shaky.eval, "ok = rabbit_maintenance:revive()")
-                await asyncio.to_thread(shaky.wait)
+                await asyncio.to_thread(shaky.revive)
             else:
                 await asyncio.to_thread(shaky.start_app)
 

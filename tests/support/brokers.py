@@ -3,7 +3,8 @@
 ``--brokers 3.10,4.0,4.3`` chooses the versions, all by default; a test that asks for a broker runs once for each.
 A broker that cannot be had is a failure, never a skip. ``--brokers auto`` means all of them too, but ends the run at
 once, with the reason, on a machine that cannot have them (as a failure only in CI). With ``AMQP_URL`` set,
-that broker is the only one.
+that broker is the only one. ``testing-3.10``, ``testing-4.0`` and ``testing-4.3`` are no RabbitMQ, but the broker of
+`leveret.testing` in this process; ``testing`` is all three.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import os
 import ssl
 import urllib.parse
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from tests.support.node import Node, server_version
 from tests.support.provision import VERSIONS, BrokerUnavailable, provision
+from tests.support.testing_node import PREFIX, TESTING, TestingNode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,7 +75,7 @@ class TLSAuthority:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--brokers", default=",".join(VERSIONS), help="RabbitMQ versions to test against, or: auto")
+    parser.addoption("--brokers", default=",".join(VERSIONS), help="RabbitMQ versions to test against, auto, testing")
 
 
 def _versions(config: pytest.Config) -> list[str]:
@@ -81,16 +83,19 @@ def _versions(config: pytest.Config) -> list[str]:
     if "AMQP_URL" in os.environ:
         return ["AMQP_URL"]
     chosen: str = config.getoption("--brokers")
-    return list(VERSIONS) if chosen == "auto" else [version.strip() for version in chosen.split(",")]
+    groups = {"auto": list(VERSIONS), "testing": list(TESTING)}
+    return [version for part in chosen.split(",") for version in groups.get(part.strip(), [part.strip()])]
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "node: needs more of the broker than its URL: faults, rabbitmqctl, TLS files")
     config.addinivalue_line("markers", "one_version: depends on the broker so little that one of --brokers will do")
+    config.addinivalue_line("markers", "rabbitmq(reason): leveret's own broker (--brokers testing) cannot do it")
     if "AMQP_URL" in os.environ:
         return
-    if unknown := set(_versions(config)) - set(VERSIONS):
-        raise pytest.UsageError(f"--brokers: {', '.join(sorted(unknown))} is not among {', '.join(VERSIONS)}, auto")
+    if unknown := set(_versions(config)) - {*VERSIONS, *TESTING}:
+        known = ", ".join((*VERSIONS, "auto", *TESTING, "testing"))
+        raise pytest.UsageError(f"--brokers: {', '.join(sorted(unknown))} is not among {known}")
     if config.getoption("--brokers") == "auto":
         try:
             for version in VERSIONS:
@@ -109,6 +114,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    real = item.get_closest_marker("rabbitmq")
+    chosen = getattr(getattr(item, "callspec", None), "params", {}).get("broker_version", "")
+    if real is not None and chosen in TESTING:
+        pytest.skip(f"needs RabbitMQ: {real.args[0]}")
     private = item.get_closest_marker("node") or "start_node" in getattr(item, "fixturenames", ())
     if private and "AMQP_URL" in os.environ:
         pytest.skip("needs a node of its own, and AMQP_URL is set")
@@ -149,6 +158,11 @@ def tls_authority(tmp_path_factory: pytest.TempPathFactory) -> TLSAuthority:
     )
 
 
+def plain_node(version: str) -> Node:
+    """A node, not started, without TLS; or leveret's broker with the face of one."""
+    return cast("Node", TestingNode(version)) if version.startswith(PREFIX) else Node(version)
+
+
 def _new_node(version: str, tls: TLSAuthority, *, plugins: tuple[str, ...], conf: str, advanced: str) -> Node:
     """Start a node with every listener and mechanism, and the user alice."""
     options: dict[str, str | Path] = {
@@ -158,23 +172,19 @@ def _new_node(version: str, tls: TLSAuthority, *, plugins: tuple[str, ...], conf
         "verify": "verify_peer",
         "fail_if_no_peer_cert": "false",
     }
-    node = Node(version, plugins=(*PLUGINS, *plugins), conf=CONF + conf, advanced=advanced, tls=options)
+    if version.startswith(PREFIX):
+        if plugins or conf or advanced:
+            pytest.skip("needs RabbitMQ: reads a configuration")
+        node = cast("Node", TestingNode(version, tls=options))
+    else:
+        node = Node(version, plugins=(*PLUGINS, *plugins), conf=CONF + conf, advanced=advanced, tls=options)
     try:
         node.start()
-        add_user(node, "alice")
+        node.add_user("alice", "unused")
     except BaseException:
         node.stop()
         raise
     return node
-
-
-def add_user(node: Node, name: str, password: str = "unused") -> None:
-    """Add a user with all permissions on the default virtual host, in milliseconds."""
-    node.eval(
-        f'ok = rabbit_auth_backend_internal:add_user(<<"{name}">>, <<"{password}">>, <<"tests">>), '
-        f'ok = rabbit_auth_backend_internal:set_permissions(<<"{name}">>, <<"/">>, '
-        '<<".*">>, <<".*">>, <<".*">>, <<"tests">>)'
-    )
 
 
 @pytest.fixture(scope="session")

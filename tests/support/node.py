@@ -323,6 +323,88 @@ class Node:
             raise NodeError(f"{code}: {answer}")
         return answer
 
+    # -- orders that `tests.support.testing_node.TestingNode` knows as well; each takes milliseconds
+
+    def close_connections(self, reason: str = "test") -> None:
+        """Close every connection, as an operator does."""
+        self.eval(f'[rabbit_networking:close_connection(P, <<"{reason}">>) || P <- rabbit_networking:connections()]')
+
+    def set_memory_alarm(self, on: bool) -> None:
+        """Be low on memory, or not any more."""
+        self.call(f"vm_memory_monitor set_vm_memory_high_watermark [{'0.00001' if on else '0.6'}]")
+
+    def alarms(self) -> str:
+        """The alarms that are on, as Erlang prints a list."""
+        return self.call("rabbit_alarm get_alarms []").strip()
+
+    def set_ack_timeout(self, seconds: float | None) -> None:
+        """How long a delivery may wait for its ack, on later channels and queues; ``None`` is the default."""
+        timeout, tick, quorum_tick = (1_800_000, 60_000, 5_000) if seconds is None else (seconds * 1000, 200, 500)
+        for key, value in (
+            ("consumer_timeout", timeout),
+            ("channel_tick_interval", tick),
+            ("quorum_tick_interval", quorum_tick),
+        ):
+            self.eval(f"application:set_env(rabbit, {key}, {value:.0f})")
+
+    def consumer_count(self, queue: str) -> int:
+        """How many consumers *queue* has, asked without a connection; -1 without such a queue."""
+        answer = self.eval(
+            f'case rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)) of '
+            "{ok, Q} -> proplists:get_value(consumers, rabbit_amqqueue:info(Q, [consumers])); _ -> -1 end",
+        )
+        return int(answer.removeprefix("{ok,").rstrip("}\n "))
+
+    def add_user(self, name: str, password: str, configure: str = ".*", write: str = ".*", read: str = ".*") -> None:
+        """Add a user with permissions on the default virtual host, or change those of one, and the password."""
+        self.eval(
+            f'case rabbit_auth_backend_internal:exists(<<"{name}">>) of true -> '
+            f'ok = rabbit_auth_backend_internal:change_password(<<"{name}">>, <<"{password}">>, <<"tests">>); false -> '
+            f'ok = rabbit_auth_backend_internal:add_user(<<"{name}">>, <<"{password}">>, <<"tests">>) end'
+        )
+        self.set_permissions(name, configure, write, read)
+
+    def delete_user(self, name: str) -> None:
+        """Delete a user."""
+        self.eval(f'rabbit_auth_backend_internal:delete_user(<<"{name}">>, <<"tests">>)')
+
+    def set_permissions(self, user: str, configure: str, write: str, read: str, vhost: str = "/") -> None:
+        """What *user* may do."""
+        self.eval(
+            f'ok = rabbit_auth_backend_internal:set_permissions(<<"{user}">>, <<"{vhost}">>, '
+            f'<<"{configure}">>, <<"{write}">>, <<"{read}">>, <<"tests">>)'
+        )
+
+    def limit_channels(self, user: str, most: int | None) -> None:
+        """How many channels *user* may have; ``None`` is any number."""
+        order, limit = (
+            ("clear_user_limits", '<<"max-channels">>')
+            if most is None
+            else (
+                "set_user_limits",
+                f'#{{<<"max-channels">> => {most}}}',
+            )
+        )
+        self.eval(f'rabbit_auth_backend_internal:{order}(<<"{user}">>, {limit}, <<"tests">>)')
+
+    def add_vhost(self, name: str, user: str = "guest") -> None:
+        """Add a virtual host, in which *user* may do everything."""
+        self.eval(f'rabbit_vhost:add(<<"{name}">>, <<"tests">>)')
+        self.set_permissions(user, ".*", ".*", ".*", name)
+
+    def delete_vhost(self, name: str) -> None:
+        """Delete a virtual host."""
+        self.eval(f'rabbit_vhost:delete(<<"{name}">>, <<"tests">>)')
+
+    def drain(self) -> None:
+        """Maintenance: clients are sent away."""
+        self.eval("ok = rabbit_maintenance:drain()")
+
+    def revive(self) -> None:
+        """Undo :meth:`drain`, and wait until clients are served."""
+        self.eval("ok = rabbit_maintenance:revive()")
+        self.wait()
+
     def _erl_call(self, args: list[str], code: str, timeout: float) -> str:
         program = next(self._erlang.glob("lib/erl_interface-*/bin/erl_call"))
         cookie = (self._home / ".erlang.cookie").read_text()

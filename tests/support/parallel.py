@@ -16,7 +16,7 @@ from xdist.scheduler import LoadScopeScheduling
 if TYPE_CHECKING:
     from xdist.remote import Producer
 
-_GROUP = re.compile(r"tests/(\w+)/[^[]*\[(\d+\.\d+|AMQP_URL)\b")
+_GROUP = re.compile(r"tests/(\w+)/[^[]*\[((?:testing-)?\d+\.\d+|AMQP_URL)\b")
 
 
 def group_of(nodeid: str) -> str:

@@ -7,7 +7,6 @@ import asyncio
 import errno
 
 from leveret.cli.explain import CommandFailed
-from leveret.cli.in_process import new_broker
 from leveret.cli.options import Subcommands, add_command, epilog, whole
 from leveret.cli.terminal import tell
 
@@ -27,14 +26,17 @@ def add(commands: Subcommands) -> None:
     parser.add_argument(
         "--port", metavar="N", type=whole(0, 65535), default=5672, help="5672 by default; 0 for a free one"
     )
-    parser.add_argument("--version", metavar="X.Y", help="behave as this release of RabbitMQ, such as 4.0")
+    parser.add_argument(
+        "--version", metavar="X.Y", default="4.0", help="behave as this release of RabbitMQ; 4.0 by default"
+    )
 
 
 async def run(args: argparse.Namespace) -> int:
     """Run it until Ctrl-C."""
-    chosen = {} if args.version is None else {"version": args.version}
+    from leveret.testing import Broker  # not for the other commands
+
     try:
-        async with new_broker(port=args.port, **chosen) as broker:
+        async with Broker(port=args.port, version=args.version) as broker:
             tell(f"listening at {broker.url}")
             tell("for trying out and tests: it keeps nothing on disk. Ctrl-C ends it.")
             await asyncio.get_running_loop().create_future()

@@ -8,16 +8,19 @@ import contextlib
 import logging
 import secrets
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import leveret
 from leveret.cli.explain import CommandFailed
-from leveret.cli.in_process import LocalBroker, new_broker
 from leveret.cli.options import FAILED, Subcommands, add_command, epilog, url
 from leveret.cli.relay import Relay
 from leveret.cli.terminal import Live, tell
 from leveret.exceptions import AMQPError, PublishOutcomeUnknown
 from leveret.log import printable
 from leveret.url import make_urls
+
+if TYPE_CHECKING:
+    from leveret.testing import Broker
 
 _MESSAGES, _BURST, _PAUSE = 1000, 25, 0.04
 _CUT_AFTER = 500
@@ -50,9 +53,11 @@ async def run(args: argparse.Namespace) -> int:
     if not args.debug:
         logger.setLevel(logging.ERROR)
     async with contextlib.AsyncExitStack() as stack:
-        broker: LocalBroker
+        broker: Broker | Relay
         if args.url is None:
-            broker = await stack.enter_async_context(new_broker(port=0))
+            from leveret.testing import Broker  # not for the other commands
+
+            broker = await stack.enter_async_context(Broker())
             where = "a broker in this process"
         else:
             # Without the relay first, which would have to tell why there is no broker behind it.
@@ -67,7 +72,7 @@ async def run(args: argparse.Namespace) -> int:
 class _Demo:
     """One run, and its figures."""
 
-    def __init__(self, connection: leveret.RobustConnection, broker: LocalBroker) -> None:
+    def __init__(self, connection: leveret.RobustConnection, broker: Broker | Relay) -> None:
         self._connection = connection
         self._broker = broker
         self._loop = asyncio.get_running_loop()

@@ -1,0 +1,423 @@
+"""What a test sees of the broker, and what it does to it. All of it may be called from any thread.
+
+How the broker lives, and in which thread, is :mod:`leveret.testing.broker`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+from leveret.testing.access import EVERYTHING, Permissions, User
+from leveret.testing.refusals import NAMES, Refusal
+from leveret.testing.vhost import VirtualHost
+from leveret.testing.views import (
+    BindingView,
+    ConnectionView,
+    ConsumerView,
+    ExchangeView,
+    MessageView,
+    QueueView,
+    Views,
+)
+
+if TYPE_CHECKING:
+    from leveret.testing.server import Server
+    from leveret.testing.session import Session
+
+T = TypeVar("T")
+
+_PATIENCE = 30.0
+"""Seconds that a call from another thread may take."""
+
+
+class Controls:
+    """The half of a :class:`~leveret.testing.Broker` that looks at its server and hurts it."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread: int | None = None
+
+    def _call(self, act: Callable[[], T]) -> T:
+        """Run *act* in the broker's thread."""
+        loop = self._loop
+        if loop is None or self._loop_thread == threading.get_ident():
+            return act()
+        done: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                done.set_result(act())
+            except BaseException as error:
+                done.set_exception(error)
+
+        loop.call_soon_threadsafe(run)
+        return done.result(_PATIENCE)
+
+    # ----------------------------------------------------------------------------------------------- to look at
+
+    def _vhost(self, name: str) -> VirtualHost:
+        try:
+            return self._server.vhosts[name]
+        except KeyError:
+            raise ValueError(f"there is no virtual host {name!r}") from None
+
+    @property
+    def queues(self) -> Mapping[str, QueueView]:
+        """The queues of the virtual host ``/`` by name; see :meth:`queues_of`."""
+        return self.queues_of("/")
+
+    def queues_of(self, vhost: str) -> Mapping[str, QueueView]:
+        """The queues of *vhost* by name; each look takes a new snapshot of the one that is looked at."""
+        return Views(
+            lambda: self._call(lambda: list(self._vhost(vhost).queues)),
+            lambda name: self._call(lambda: QueueView.of(self._vhost(vhost).queues[name])),
+        )
+
+    @property
+    def exchanges(self) -> Mapping[str, ExchangeView]:
+        """The exchanges of the virtual host ``/`` by name; see :meth:`exchanges_of`."""
+        return self.exchanges_of("/")
+
+    def exchanges_of(self, vhost: str) -> Mapping[str, ExchangeView]:
+        """The exchanges of *vhost* by name, with their bindings."""
+        return Views(
+            lambda: self._call(lambda: list(self._vhost(vhost).exchanges)),
+            lambda name: self._call(lambda: ExchangeView.of(self._vhost(vhost).exchanges[name])),
+        )
+
+    @property
+    def bindings(self) -> tuple[BindingView, ...]:
+        """All bindings of the virtual host ``/``; those of the default exchange, which nobody made, are not listed."""
+        return self._call(
+            lambda: tuple(
+                each for exchange in self._vhost("/").exchanges.values() for each in ExchangeView.of(exchange).bindings
+            )
+        )
+
+    @property
+    def consumers(self) -> tuple[ConsumerView, ...]:
+        """All consumers of the virtual host ``/``."""
+        return self._call(
+            lambda: tuple(
+                ConsumerView.of(each, queue.consumers.active in (None, each))
+                for queue in self._vhost("/").queues.values()
+                for each in queue.consumers
+            )
+        )
+
+    @property
+    def connections(self) -> tuple[ConnectionView, ...]:
+        """The open connections, the oldest first."""
+        return self._call(lambda: tuple(ConnectionView.of(each) for each in self._sessions()))
+
+    @property
+    def published(self) -> tuple[MessageView, ...]:
+        """The last messages that clients published, the oldest first: ``keep_published`` of them."""
+        return self._call(lambda: tuple(map(MessageView, self._server.seen)))
+
+    @property
+    def unrouted(self) -> tuple[MessageView, ...]:
+        """Those of them that reached no queue."""
+        return self._call(lambda: tuple(map(MessageView, self._server.lost)))
+
+    @property
+    def published_count(self) -> int:
+        """How many messages clients have published."""
+        return self._server.seen.total
+
+    def _sessions(self, name: str | None = None, port: int | None = None) -> list[Session]:
+        return [
+            each
+            for each in self._server.sessions
+            if each.stage == "running" and name in (None, each.name) and port in (None, each.peer[1])
+        ]
+
+    # -------------------------------------------------------------------------------------------------- to hurt
+
+    def drop_connections(self, name: str | None = None, *, port: int | None = None) -> int:
+        """Reset connections without a word, as a crash or a firewall does.
+
+        Args:
+            name: only those with this ``connection_name``; ``None`` is all, those that are still logging in too.
+            port: only the one whose client has this port; ``None`` is all.
+
+        Returns:
+            How many.
+        """
+
+        def drop() -> int:
+            chosen = self._sessions(name, port)
+            found = [*self._server.sessions] if name is None and port is None else chosen
+            self._server.drop(found)
+            return len(found)
+
+        return self._call(drop)
+
+    def close_connections(self, reason: str = "maintenance", *, code: int = 320, name: str | None = None) -> int:
+        """Close connections as an operator does, with ``connection.close``.
+
+        Args:
+            reason: the reply text, behind the name of the code.
+            code: the reply code.
+            name: only those with this ``connection_name``; ``None`` is all.
+
+        Returns:
+            How many.
+        """
+
+        def close() -> int:
+            found = self._sessions(name)
+            for session in found:
+                session.close(Refusal(_code(code), reason, class_id=0, method_id=0))
+            return len(found)
+
+        return self._call(close)
+
+    def close_channel(
+        self,
+        number: int | None = None,
+        *,
+        code: int = 406,
+        reason: str = "closed by the test",
+        name: str | None = None,
+    ) -> int:
+        """Close channels with ``channel.close``.
+
+        Args:
+            number: only those with this number; ``None`` is all.
+            code: the reply code.
+            reason: the reply text, behind the name of the code.
+            name: only those of connections with this ``connection_name``; ``None`` is all.
+
+        Returns:
+            How many.
+        """
+
+        def close() -> int:
+            found = [
+                channel
+                for session in self._sessions(name)
+                for channel in session.channels.values()
+                if number in (None, channel.number) and not channel.is_closing
+            ]
+            for channel in found:
+                channel.close(Refusal(_code(code), reason), 0, 0)
+            return len(found)
+
+        return self._call(close)
+
+    def cancel_consumers(self, queue: str, *, vhost: str = "/") -> int:
+        """Cancel the consumers of *queue* with ``basic.cancel``, as when a queue's node goes; the queue stays.
+
+        Returns:
+            How many.
+        """
+
+        def cancel() -> int:
+            consumers = tuple(self._vhost(vhost).queues[queue].consumers)
+            for consumer in consumers:
+                self._vhost(vhost).queues[queue].consumers.remove(consumer)
+                consumer.taker.cancel_consumer(consumer)
+            return len(consumers)
+
+        return self._call(cancel)
+
+    def block(self, resource: str = "memory") -> None:
+        """Raise an alarm: whoever publishes from now on is told ``connection.blocked`` and is not read any more.
+
+        Args:
+            resource: what is short, ``"memory"`` or ``"disk"``.
+        """
+        if resource not in {"memory", "disk"}:
+            raise ValueError(f"resource must be 'memory' or 'disk', not {resource!r}")
+        self._call(lambda: self._server.alarms.update({resource: None}))
+
+    def unblock(self) -> None:
+        """End every alarm."""
+        self._call(self._server.unblock)
+
+    def pause(self) -> None:
+        """Freeze: connections are accepted, and nobody is answered, not even with a heartbeat."""
+        self._call(self._server.pause)
+
+    def resume(self) -> None:
+        """Undo :meth:`pause`."""
+        self._call(self._server.resume)
+
+    def fail_next(self, method: str, code: int, text: str | None = None) -> None:
+        """Refuse the next *method* of any client.
+
+        Args:
+            method: AMQP's name, ``"queue.declare"``.
+            code: the reply code; it decides whether the channel or the connection is closed.
+            text: what to say, behind the name of the code; ``None`` says that it was a test.
+
+        Raises:
+            ValueError: no reply code.
+        """
+        self._call(lambda: self._server.faults.add(method, code, text))
+
+    def nack_next(self, count: int = 1) -> None:
+        """Answer the next *count* confirmed publishes with ``basic.nack``; they are in their queues all the same."""
+        self._call(lambda: setattr(self._server.faults, "nacks", count))
+
+    def delay_confirms(self, seconds: float) -> None:
+        """Have every confirm wait; 0 ends it, for later publishes."""
+        self._call(lambda: setattr(self._server.faults, "confirm_delay", seconds))
+
+    def advance(self, seconds: float) -> None:
+        """Move the broker's clock: TTL, ``x-expires``, ack timeouts, delayed confirms that are due then happen now."""
+        self._call(lambda: self._server.clock.advance(seconds))
+
+    def set_consumer_timeout(self, seconds: float | None, *, tick: float = 60.0) -> None:
+        """Change how long a delivery may wait for its ack, and how often that is looked at, in seconds."""
+        self._call(lambda: self._server.set_consumer_timeout(seconds, tick))
+
+    def on_bytes(self, tap: Callable[[ConnectionView | None, str, bytes], bytes | None] | None) -> None:
+        """Show *tap* all bytes, before a client's are read and before the broker's are sent.
+
+        Args:
+            tap: called with the connection (``None`` before it is open), ``"in"`` or ``"out"``, and the bytes, in the
+                broker's thread; what it returns takes their place, ``None`` leaves them. ``None`` ends it.
+        """
+        if tap is None:
+            self._call(lambda: setattr(self._server, "tap", None))
+            return
+
+        def adapted(session: Session, direction: str, data: bytes) -> bytes | None:
+            return tap(ConnectionView.of(session) if session.stage == "running" else None, direction, data)
+
+        self._call(lambda: setattr(self._server, "tap", adapted))
+
+    def send_bytes(self, data: bytes, *, name: str | None = None) -> int:
+        """Send raw bytes to clients, behind what is on its way to them; how many got them."""
+
+        def send() -> int:
+            found = self._sessions(name)
+            for session in found:
+                session.send(data)
+            return len(found)
+
+        return self._call(send)
+
+    def reset(self) -> None:
+        """Begin anew without closing the port: no connections, queues, faults, alarms; users stay."""
+
+        def reset() -> None:
+            self._server.faults.clear()
+            self._server.tap = None
+            self._server.drop(tuple(self._server.sessions))
+            self._server.unblock()
+            if self._server.is_paused:
+                self._server.resume()
+            self._server.restart(keep=False)
+            self._server.seen.clear()
+            self._server.lost.clear()
+
+        self._call(reset)
+
+    # ------------------------------------------------------------------------------------- users, virtual hosts
+
+    @property
+    def users(self) -> tuple[str, ...]:
+        """The names of the users."""
+        return self._call(lambda: tuple(self._server.access.users))
+
+    def add_user(
+        self,
+        name: str,
+        password: str,
+        *,
+        permissions: Mapping[str, Permissions | tuple[str, str, str]] | None = None,
+    ) -> None:
+        """Add a user, or change the password of one.
+
+        Args:
+            name: the user's name.
+            password: the password.
+            permissions: by virtual host; ``None`` is everything on all of them, or what the user has.
+        """
+
+        def add() -> None:
+            user = self._server.access.users.setdefault(
+                name, User(name, password, dict.fromkeys(self._server.vhosts, EVERYTHING))
+            )
+            user.password = password
+            if permissions is not None:
+                user.permissions = {vhost: Permissions(*patterns) for vhost, patterns in permissions.items()}
+
+        self._call(add)
+
+    def delete_user(self, name: str) -> None:
+        """Delete a user; connections stay. One who is not there is no error."""
+        self._call(lambda: self._server.access.users.pop(name, None))
+
+    def set_permissions(
+        self, user: str, configure: str = ".*", write: str = ".*", read: str = ".*", *, vhost: str = "/"
+    ) -> None:
+        """Say what *user* may do; regular expressions, ``""`` for nothing."""
+
+        def change() -> None:
+            self._user(user).permissions[vhost] = Permissions(configure, write, read)
+            for session in self._server.sessions:
+                for channel in session.channels.values():
+                    channel.publisher.forget_permissions()
+
+        self._call(change)
+
+    def set_limits(self, user: str, *, channels: int | None = None, connections: int | None = None) -> None:
+        """Say how many channels and connections *user* may have; ``None`` is any number."""
+
+        def change() -> None:
+            self._user(user).max_channels = channels
+            self._user(user).max_connections = connections
+
+        self._call(change)
+
+    def _user(self, name: str) -> User:
+        try:
+            return self._server.access.users[name]
+        except KeyError:
+            raise ValueError(f"there is no user {name!r}") from None
+
+    def add_vhost(self, name: str, *, users: tuple[str, ...] | None = None) -> None:
+        """Add a virtual host.
+
+        Args:
+            name: of the virtual host.
+            users: who may do everything there; ``None`` is all users that there are.
+        """
+
+        def add() -> None:
+            if name not in self._server.vhosts:
+                self._server.vhosts[name] = VirtualHost(name, self._server.clock, self._server.dialect)
+            for user in self._server.access.users if users is None else users:
+                self._user(user).permissions[name] = EVERYTHING
+
+        self._call(add)
+
+    def delete_vhost(self, name: str) -> None:
+        """Delete a virtual host with all that it has; its connections are closed."""
+
+        def delete() -> None:
+            vhost = self._vhost(name)
+            for session in self._sessions():
+                if session.vhost is vhost:
+                    session.close(Refusal(320, f"vhost '{name}' is down", class_id=0, method_id=0))
+            vhost.end()
+            del self._server.vhosts[name]
+            for user in self._server.access.users.values():
+                user.permissions.pop(name, None)
+
+        self._call(delete)
+
+
+def _code(code: int) -> int:
+    if code not in NAMES:
+        raise ValueError(f"code must be an AMQP reply code ({', '.join(map(str, NAMES))}), not {code}")
+    return code

@@ -1,0 +1,177 @@
+"""In what the versions of RabbitMQ differ, as far as a client can see it on the wire.
+
+A version is a row of facts; the rest of the broker asks for a fact, never for a number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from leveret._version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from leveret.types import FieldValue
+
+MIB: Final = 1 << 20
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One version of RabbitMQ.
+
+    Attributes:
+        version: as it is asked for, ``"4.0"``.
+        server_version: as the server reports it.
+        mechanisms: SASL mechanisms, in the server's order; EXTERNAL is for TLS only.
+        max_message_size: bytes; larger messages close the channel.
+        min_frame_max: the least that a client may tune to.
+        unknown_type_is_hard: an unknown exchange type closes the connection (503).
+        names_permission: a refused access says which permission is missing.
+        default_delivery_limit: of quorum queues; ``None`` is no limit.
+        quorum_requeues_at_end: what returns to a quorum queue without a delivery limit goes to its end.
+        tells_first_get: ``basic.get`` from a quorum queue gives ``x-delivery-count: 0`` with a message that is new.
+        counts_failures_only: ``basic.nack`` does not count as a delivery of a quorum queue, ``basic.reject`` does;
+            ``x-acquired-count`` counts all, and ``x-delayed-retry-…`` work.
+        has_global_prefetch: ``basic.qos`` with ``global`` is about the channel; otherwise it is as without.
+        returns_replies: a mandatory direct reply is delivered, and returned all the same.
+        crashes_on_bad_offset: a stream offset that is none closes the connection (541).
+        has_last_death: dead letters carry ``x-last-death-…``.
+        timeout_closes_channel: an overdue ack costs the channel; otherwise the consumer, of a quorum queue only.
+        checks_body_size: content that is longer than declared, or too long by far, closes the connection.
+        wrong_header_answer: what is sent to whoever does not speak AMQP.
+        has_local_random: exchanges of type ``x-local-random``.
+    """
+
+    version: str
+    server_version: str
+    mechanisms: tuple[str, ...]
+    max_message_size: int
+    min_frame_max: int
+    unknown_type_is_hard: bool
+    names_permission: bool
+    default_delivery_limit: int | None
+    quorum_requeues_at_end: bool
+    tells_first_get: bool
+    counts_failures_only: bool
+    has_global_prefetch: bool
+    returns_replies: bool
+    crashes_on_bad_offset: bool
+    has_last_death: bool
+    timeout_closes_channel: bool
+    checks_body_size: bool
+    wrong_header_answer: bytes
+    has_local_random: bool
+
+    @property
+    def version_info(self) -> tuple[int, ...]:
+        """The version to compare with."""
+        return tuple(map(int, self.version.split(".")))
+
+    def server_properties(self) -> dict[str, FieldValue]:
+        """What the server says of itself in ``connection.start``."""
+        return {
+            "capabilities": dict(CAPABILITIES),
+            "cluster_name": "leveret@testing",
+            "copyright": "leveret's broker for tests and for trying out; not RabbitMQ, speaks like it",
+            "information": "keeps nothing on disk",
+            "platform": f"Python, leveret {__version__}",
+            "product": "RabbitMQ",
+            "version": self.server_version,
+        }
+
+
+CAPABILITIES: Final[Mapping[str, FieldValue]] = MappingProxyType(
+    {
+        "publisher_confirms": True,
+        "exchange_exchange_bindings": True,
+        "basic.nack": True,
+        "consumer_cancel_notify": True,
+        "connection.blocked": True,
+        "consumer_priorities": True,
+        "authentication_failure_close": True,
+        "per_consumer_qos": True,
+        "direct_reply_to": True,
+    }
+)
+
+_3_10: Final = Dialect(
+    version="3.10",
+    server_version="3.10.8",
+    mechanisms=("PLAIN", "AMQPLAIN", "EXTERNAL"),
+    max_message_size=128 * MIB,
+    min_frame_max=4096,
+    unknown_type_is_hard=True,
+    names_permission=False,
+    default_delivery_limit=None,
+    quorum_requeues_at_end=True,
+    tells_first_get=True,
+    counts_failures_only=False,
+    has_global_prefetch=True,
+    returns_replies=True,
+    crashes_on_bad_offset=True,
+    has_last_death=False,
+    timeout_closes_channel=True,
+    checks_body_size=False,
+    wrong_header_answer=b"AMQP\x00\x00\x09\x01",
+    has_local_random=False,
+)
+_4_0: Final = Dialect(
+    version="4.0",
+    server_version="4.0.5",
+    mechanisms=("PLAIN", "AMQPLAIN", "ANONYMOUS", "EXTERNAL"),
+    max_message_size=16 * MIB,
+    min_frame_max=4096,
+    unknown_type_is_hard=False,
+    names_permission=True,
+    default_delivery_limit=20,
+    quorum_requeues_at_end=False,
+    tells_first_get=False,
+    counts_failures_only=False,
+    has_global_prefetch=True,
+    returns_replies=True,
+    crashes_on_bad_offset=True,
+    has_last_death=True,
+    timeout_closes_channel=True,
+    checks_body_size=False,
+    wrong_header_answer=b"AMQP\x03\x01\x00\x00",
+    has_local_random=True,
+)
+_4_3: Final = Dialect(
+    version="4.3",
+    server_version="4.3.6",
+    mechanisms=("AMQPLAIN", "ANONYMOUS", "PLAIN", "EXTERNAL"),
+    max_message_size=16 * MIB,
+    min_frame_max=8192,
+    unknown_type_is_hard=False,
+    names_permission=True,
+    default_delivery_limit=20,
+    quorum_requeues_at_end=False,
+    tells_first_get=False,
+    counts_failures_only=True,
+    has_global_prefetch=False,
+    returns_replies=False,
+    crashes_on_bad_offset=False,
+    has_last_death=True,
+    timeout_closes_channel=False,
+    checks_body_size=True,
+    wrong_header_answer=b"AMQP\x03\x01\x00\x00",
+    has_local_random=True,
+)
+VERSIONS: Final[Mapping[str, Dialect]] = MappingProxyType({each.version: each for each in (_3_10, _4_0, _4_3)})
+"""What ``Broker(version=…)`` takes."""
+
+
+def dialect(version: str) -> Dialect:
+    """The facts of *version*.
+
+    Raises:
+        ValueError: not one of `VERSIONS`.
+    """
+    try:
+        return VERSIONS[version]
+    except KeyError:
+        raise ValueError(f"version must be one of {', '.join(VERSIONS)}, not {version!r}") from None

@@ -1,0 +1,67 @@
+"""Faults that tests ask for: the next declare refused, publishes nacked, confirms that take their time. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from leveret.testing.refusals import NAMES, Refusal
+
+
+def plain(method: str) -> str:
+    """A method's name as it is looked up: ``queue.declare``."""
+    return method.lower().replace("-", "").replace("_", "")
+
+
+class Faults:
+    """What is to go wrong next.
+
+    Attributes:
+        nacks: how many publishes are still to be nacked.
+        confirm_delay: seconds that each confirm waits.
+    """
+
+    def __init__(self) -> None:
+        self._refusals: dict[str, deque[Refusal]] = {}
+        self.nacks = 0
+        self.confirm_delay = 0.0
+
+    def add(self, method: str, code: int, text: str | None) -> None:
+        """Refuse the next *method* with *code*.
+
+        Raises:
+            ValueError: no reply code.
+        """
+        if code not in NAMES:
+            raise ValueError(f"code must be an AMQP reply code ({', '.join(map(str, NAMES))}), not {code}")
+        refusal = Refusal(code, text or f"refused by fail_next({method!r}, {code})")
+        self._refusals.setdefault(plain(method), deque()).append(refusal)
+
+    def awaits(self, method: str) -> bool:
+        """Whether *method* is to be refused."""
+        return bool(self._refusals) and plain(method) in self._refusals
+
+    def apply(self, method: str) -> None:
+        """Refuse *method*, if it is its turn.
+
+        Raises:
+            Refusal: as it was asked for.
+        """
+        waiting = self._refusals.get(plain(method))
+        if waiting:
+            refusal = waiting.popleft()
+            if not waiting:
+                del self._refusals[plain(method)]
+            raise refusal
+
+    def take_nack(self) -> bool:
+        """Whether this publish is to be nacked."""
+        if self.nacks <= 0:
+            return False
+        self.nacks -= 1
+        return True
+
+    def clear(self) -> None:
+        """Let nothing go wrong any more."""
+        self._refusals.clear()
+        self.nacks = 0
+        self.confirm_delay = 0.0

@@ -1,0 +1,177 @@
+"""`leveret.testing`: the clock, users and permissions, properties that are checked, faults, reply texts."""
+
+from __future__ import annotations
+
+import pytest
+
+from leveret.testing import Broker
+from leveret.testing.access import EVERYTHING, Permissions, given_users
+from leveret.testing.clock import Clock
+from leveret.testing.dialect import VERSIONS, dialect
+from leveret.testing.faults import Faults
+from leveret.testing.messages import Stored, check_expiration, check_properties, copies
+from leveret.testing.refusals import Refusal, fit, octets
+from leveret.testing.server import Recent
+from leveret.wire.codec import Properties
+from leveret.wire.tables import encode_table
+
+# --------------------------------------------------------------------------------------------------------- clock
+
+
+def test_advancing_stops_at_every_timer_in_its_order() -> None:
+    clock = Clock(lambda: 0.0)
+    seen: list[tuple[str, float]] = []
+    clock.call_later(2, lambda: seen.append(("second", clock.now())))
+    clock.call_later(1, lambda: clock.call_later(0.5, lambda: seen.append(("first", clock.now()))))
+    cancelled = clock.call_later(1, lambda: seen.append(("never", clock.now())))
+    cancelled.cancel()
+    clock.advance(3)
+    assert seen == [("first", 1.5), ("second", 2.0)]
+    assert clock.now() == 3
+    assert clock.next_due is None
+
+
+def test_whoever_runs_the_clock_is_told_of_earlier_timers() -> None:
+    clock = Clock(lambda: 0.0)
+    told: list[float | None] = []
+    clock.on_earlier = lambda: told.append(clock.next_due)
+    for delay in (5, 9, 2):
+        clock.call_later(delay, lambda: None)
+    assert told == [5, 2]
+
+
+def test_timers_that_were_cancelled_take_no_memory() -> None:
+    clock = Clock(lambda: 0.0)
+    kept = clock.call_later(1000, lambda: None)
+    for _ in range(10_000):
+        clock.call_later(100, lambda: None).cancel()
+    assert len(clock._timers) < 1000
+    assert clock.next_due == kept.when
+
+
+def test_what_is_remembered_is_bounded_by_number_and_by_bytes() -> None:
+    recent = Recent(3)
+    for body in (b"1", b"2", b"3", b"4", bytes(10 << 20), bytes(9 << 20)):
+        recent.add(Stored.of("", "q", Properties(), body))
+    assert [len(message.body) for message in recent] == [9 << 20]
+    assert recent.total == 6
+
+
+def test_time_does_not_go_back() -> None:
+    with pytest.raises(ValueError, match="forward only"):
+        Clock().advance(-1)
+
+
+# -------------------------------------------------------------------------------------------------------- access
+
+
+def test_who_logs_in() -> None:
+    access = given_users(dialect("4.0"), {"guest": "secret"}, ("/",))
+    amqplain = encode_table({"LOGIN": "guest", "PASSWORD": "secret"})[4:]
+    for mechanism, response in (("PLAIN", b"\0guest\0secret"), ("AMQPLAIN", amqplain), ("ANONYMOUS", b"")):
+        assert access.authenticate(mechanism, response, None) is access.users["guest"]
+    assert access.authenticate("EXTERNAL", b"", "guest") is access.users["guest"]
+    for mechanism, response in (("PLAIN", b"\0guest\0wrong"), ("PLAIN", b"\0nobody\0secret"), ("EXTERNAL", b"")):
+        assert access.authenticate(mechanism, response, None) is None
+    for mechanism, response in (("PLAIN", b"guest"), ("AMQPLAIN", b"nonsense"), ("AMQPLAIN", b"")):
+        with pytest.raises(ValueError, match=mechanism):
+            access.authenticate(mechanism, response, None)
+
+
+@pytest.mark.parametrize(("version", "what"), [("3.10", "access to"), ("4.0", "configure access to")])
+def test_a_permission_that_is_missing_is_named_from_4_0_on(version: str, what: str) -> None:
+    access = given_users(dialect(version), {"limited": "x"}, ())
+    user = access.users["limited"]
+    user.permissions["lim"] = Permissions("^mine-", "", ".*")
+    access.check(user, "lim", "configure", "mine-1", is_queue=True)
+    with pytest.raises(Refusal) as caught:
+        access.check(user, "lim", "configure", "zzz", is_queue=True)
+    assert caught.value.text == f"ACCESS_REFUSED - {what} queue 'zzz' in vhost 'lim' refused for user 'limited'"
+    with pytest.raises(Refusal, match=r"exchange 'amq\.default' in vhost 'lim'"):
+        access.check(user, "lim", "write", "", is_queue=False)
+    assert EVERYTHING == (".*", ".*", ".*")
+
+
+# ------------------------------------------------------------------------------------------------------ messages
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("abc", "no_integer"),
+        ("", "no_integer"),
+        ("1.5", r'{leftover_string,"\.5"}'),
+        ("-1", "{value_negative,-1}"),
+        ("99999999999999", "{value_too_large,99999999999999}"),
+    ],
+)
+def test_expirations_that_are_none(text: str, problem: str) -> None:
+    with pytest.raises(Refusal, match=f"invalid expiration '{text}': {problem}"):
+        check_expiration(text)
+    check_expiration("0")
+
+
+def test_nobody_publishes_as_somebody_else() -> None:
+    message = Stored.of("", "q", Properties(user_id="other"), b"")
+    with pytest.raises(Refusal, match="user_id property set to 'other' but authenticated user was 'guest'"):
+        check_properties(message, "guest", may_impersonate=False)
+    check_properties(message, "guest", may_impersonate=True)
+    check_properties(message, "other", may_impersonate=False)
+
+
+def test_copies_go_to_cc_and_bcc() -> None:
+    message = Stored.of("", "q", Properties(headers={"CC": ["a", 1], "BCC": ["b"]}), b"")
+    assert copies(message) == (("a", "b"), True)
+    with pytest.raises(Refusal, match='unacceptable_type_in_header,"CC",longstr'):
+        copies(Stored.of("", "q", Properties(headers={"CC": "a"}), b""))
+
+
+def test_malformed_headers_are_passed_on_as_they_are() -> None:
+    raw = b"\x20\x00\x00\x00\x00\x05\x01aZ\x00\x00"
+    message = Stored(b"\0\0", raw, b"")
+    assert message.headers == {}
+    assert message.with_headers({"x": 1}) == raw
+
+
+# -------------------------------------------------------------------------------------------------------- faults
+
+
+def test_a_fault_happens_once_and_to_its_method_only() -> None:
+    faults = Faults()
+    faults.add("basic.recover-async", 406, None)
+    faults.add("queue.declare", 404, "gone")
+    faults.apply("Queue.Delete")
+    with pytest.raises(Refusal, match="NOT_FOUND - gone") as caught:
+        faults.apply("Queue.Declare")
+    assert not caught.value.closes_connection
+    faults.apply("Queue.Declare")
+    with pytest.raises(Refusal):
+        faults.apply("Basic.RecoverAsync")
+    with pytest.raises(ValueError, match="reply code"):
+        faults.add("queue.declare", 999, None)
+
+
+def test_reply_texts_fit_into_a_short_string() -> None:
+    assert fit("x" * 255) == "x" * 255
+    assert fit("ä" * 200).endswith("...")
+    assert len(fit("ä" * 200).encode()) <= 255
+    assert octets(b"\0\x14") == "<<0,20>>"
+    assert Refusal(541, "").text == "INTERNAL_ERROR"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_broker_that_never_started_tells_what_it_is(version: str) -> None:
+    broker = Broker(version=version)
+    assert (broker.version, broker.port, broker.is_running) == (version, 0, False)
+    assert "stopped" in repr(broker)
+
+
+def test_mistakes_are_told_before_anything_is_started() -> None:
+    with pytest.raises(ValueError, match=r"3\.10, 4\.0, 4\.3, not '2'"):
+        Broker(version="2")
+    with pytest.raises(ValueError, match="'bob', who is not among the users"):
+        Broker(permissions={"bob": {}})
+    with pytest.raises(ValueError, match="mechanisms are among"):
+        Broker(mechanisms=("KERBEROS",))
+    with pytest.raises(RuntimeError, match="ssl_context"):
+        _ = Broker().tls_url
