@@ -16,7 +16,6 @@ from yarl import URL
 
 import leveret
 from leveret.exceptions import ChannelNotFoundEntity
-from tests.support.brokers import add_user
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -447,10 +446,7 @@ async def test_check_tells_a_wrong_password_from_a_wrong_vhost(run: Run, amqp_ur
 
 @pytest.mark.node
 async def test_check_names_the_permission_that_is_missing(run: Run, broker: Node) -> None:
-    add_user(broker, "carol", "secret")
-    broker.eval(
-        'ok = rabbit_auth_backend_internal:set_permissions(<<"carol">>, <<"/">>, <<"">>, <<"">>, <<"">>, <<"tests">>)'
-    )
+    broker.add_user("carol", "secret", "", "", "")
     url = URL(broker.url).with_user("carol").with_password("secret")
     done = await run("check", url=str(url))
     assert done.code == 1
