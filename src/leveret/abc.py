@@ -14,6 +14,7 @@ from pamqp.commands import Basic
 
 from leveret.channel import Channel
 from leveret.connection import Connection
+from leveret.delivered import DeliveredMessage
 from leveret.exchange import Exchange, ExchangeParamType
 from leveret.exchange import exchange_name as get_exchange_name
 from leveret.iterator import QueueIterator
@@ -98,6 +99,7 @@ __all__ = [
     "ConsumerTag",
     "DateType",
     "DeclarationResult",
+    "DeliveredMessage",
     "DeliveryMode",
     "ExchangeParamType",
     "ExchangeType",

@@ -19,7 +19,8 @@ from leveret.lifecycle import Health
 from leveret.log import get_logger, printable
 from leveret.older import OlderConnection, choose_loop
 from leveret.types import FieldValue, SSLOptions, TimeoutType
-from leveret.url import PARAMETERS, ConnectionParameter, ConnectionParameters, make_url, parse_url, redact
+from leveret.url import PARAMETERS, ConnectionParameter, ConnectionParameters, parse_url, redact
+from leveret.url import make_url as make_url
 from leveret.wire.methods import make
 from leveret.wire.tally import Tally
 from leveret.wire.transport import Transport

@@ -14,7 +14,8 @@ from leveret.message import Message, ReturnedMessage
 from leveret.outcome import returns_awaitable
 from leveret.records import ExchangeBinding, ExchangeRecord, exchange_key
 from leveret.report import PublishReport
-from leveret.types import Arguments, ExchangeType, TimeoutType
+from leveret.types import Arguments, TimeoutType
+from leveret.types import ExchangeType as ExchangeType
 from leveret.wire.methods import make
 
 if TYPE_CHECKING:

@@ -377,7 +377,12 @@ class IncomingMessage(Message):
         Args:
             message: the frames of a delivery.
             no_ack: whether it needs no acknowledgement.
+
+        Raises:
+            TypeError: *message* is something else.
         """
+        if not hasattr(message, "wire"):
+            raise TypeError(f"IncomingMessage() takes a leveret.abc.DeliveredMessage, not {type(message)!r}")
         self._locked = not message.delivery_tag
         self._body = message.body
         wire: Wire = message.wire

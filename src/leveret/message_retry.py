@@ -86,8 +86,10 @@ class MessageRetry:
             raise ValueError(f"attempts must be a whole number from 1, not {attempts!r}")
         if delays is None:
             delays = _DELAYS if attempts is None else _DELAYS[: attempts - 1]
-        delays = (delays,) if isinstance(delays, int | float) else tuple(delays)
+        delays = (delays,) if isinstance(delays, int | float | str) else tuple(delays)
         for delay in delays:
+            if not isinstance(delay, int | float):
+                raise TypeError(f"a delay must be seconds, an int or float, not {delay!r}")
             if not 0 <= delay <= MAX_DELAY:
                 raise ValueError(f"a delay must be from 0 to {MAX_DELAY} seconds (a year), not {delay!r}")
         if attempts is None:

@@ -238,7 +238,7 @@ def _unknown(key: str) -> str:
 
     nearest = difflib.get_close_matches(key, _OPTIONS, n=1)
     advice = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(sorted(_OPTIONS))}"
-    return f"unknown parameter {key!r} in the URL: {advice}"
+    return f"unknown parameter {key!r}, in the URL or beside it: {advice}"
 
 
 def warn_user(text: str, category: type[Warning] = UserWarning) -> None:

@@ -12,7 +12,6 @@ from pamqp.commands import Basic
 
 from leveret import Channel, Message, ReturnedMessage, RobustConnection
 from leveret.patterns import CompressedJsonMaster, JsonMaster, Master, NackMessage, PickleMaster, RejectMessage
-from leveret.patterns.serializers import PickleSerializer
 from tests.support.proxy import FaultProxy
 
 BOUND = 10
@@ -115,9 +114,8 @@ async def test_what_becomes_of_a_task_that_failed(
     [
         Message(b"{", content_type="application/json"),
         Message(b"[1]", content_type="application/json"),
-        Message(PickleSerializer().serialize({"x": 1}), content_type="application/python-pickle"),
     ],
-    ids=["no JSON", "no keyword arguments", "a pickle"],
+    ids=["no JSON", "no keyword arguments"],
 )
 async def test_a_task_that_cannot_be_read_is_not_requeued_for_ever(
     channel: Channel, name: str, message: Message
@@ -131,6 +129,24 @@ async def test_a_task_that_cannot_be_read_is_not_requeued_for_ever(
     await worker.consumer_tag.stop()
     assert (await worker.queue.declare()).message_count == 0
     await worker.queue.delete(if_unused=False, if_empty=False)
+
+
+@pytest.mark.expects_errors
+async def test_a_task_of_another_serializer_is_kept_for_a_worker_that_can_read_it(
+    robust: RobustConnection, channel: Channel, name: str
+) -> None:
+    """So a service that changes the import does not drop what aio-pika's Master had queued."""
+    changed = await robust.channel()
+    tasks = Log()
+    await Master(changed).create_worker(name, tasks, prefetch=2)
+    await PickleMaster(channel).create_task(name, {"n": 1})
+    await Master(channel).create_task(name, {"n": 2})
+    assert await tasks.wait(1) == [{"n": 2}]
+    other = Log()
+    await PickleMaster(channel).create_worker(name, other)
+    await changed.close()
+    assert await other.wait(1) == [{"n": 1}]
+    await channel.queue_delete(name)
 
 
 async def test_no_more_than_concurrency_are_worked_on_at_a_time(channel: Channel, name: str) -> None:

@@ -549,5 +549,5 @@ def test_a_mistake_in_the_url_is_warned_of_once() -> None:
     env = {**os.environ, "PYTHONPATH": path, "AMQP_URL": "amqps://me:SECRET@nobody.invalid/?heartbeet=5"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     warning, error = done.stderr.splitlines()
-    assert warning == "warning: unknown parameter 'heartbeet' in the URL: did you mean 'heartbeat'?"
+    assert warning == "warning: unknown parameter 'heartbeet', in the URL or beside it: did you mean 'heartbeat'?"
     assert error.startswith("error: cannot find the host")

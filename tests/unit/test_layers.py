@@ -122,7 +122,7 @@ MAP |= {
     "compat.aiormq.abc": {"delivered", "underlay"},
     "compat.aiormq.exceptions": set(),
 }
-MAP["abc"] |= {"tools", "transaction", "underlay", "url"}
+MAP["abc"] |= {"delivered", "tools", "transaction", "underlay", "url"}
 MAP["message"] |= {"older", "times", "underlay"}
 for handle in ("channel", "connection", "robust", "transaction"):
     MAP[handle] |= {"older"}

@@ -81,6 +81,12 @@ def test_what_is_no_exception(value: Any) -> None:
         MessageRetry(never=value)
 
 
+@pytest.mark.parametrize("delays", ["1s", ["1", "5"], [None]])
+def test_delays_are_numbers(delays: Any) -> None:
+    with pytest.raises(TypeError, match="seconds, an int or float, not"):
+        MessageRetry(delays=delays)
+
+
 def test_exponential() -> None:
     assert MessageRetry.exponential(5) == (1, 2, 4, 8)
     assert MessageRetry.exponential(5, first=0.5, factor=10, maximum=60) == (0.5, 5, 50, 60)

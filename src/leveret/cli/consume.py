@@ -230,7 +230,7 @@ async def _consume(args: argparse.Namespace, queue: leveret.Queue, printing: _Pr
         say(f"consumed {counted(printing.count, 'message')} from queue {name_of(queue.name)}{why}")
         if again:
             say(f"{again:,} of them will come again: the link was lost before they were acknowledged")
-    return 0 if args.count is None or printing.count == args.count else FAILED
+    return 0
 
 
 async def _acknowledge(message: leveret.IncomingMessage) -> bool:

@@ -24,20 +24,16 @@ from leveret.exceptions import AMQPError
 _INTERRUPTED, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 _EXPECTED = (AMQPError, OSError, ValueError, CommandFailed)
 
-_EPILOG = (
-    epilog(
-        ("nothing installed? a broker in this process, a link that is cut, and nothing lost", "demo"),
-        ("is everything all right between here and the broker?", "check --url amqp://user:password@host/vhost"),
-        ("one message into the queue 'hello', and out again", "publish --queue hello --declare 'Hello, hare!'"),
-        ("", "consume --queue hello --count 1"),
-        notes="""
+_EPILOG = epilog(
+    ("nothing installed? a broker in this process, a link that is cut, and nothing lost", "demo"),
+    ("is everything all right between here and the broker?", "check --url amqp://user:password@host/vhost"),
+    ("one message into the queue 'hello', and out again", "publish --queue hello --declare 'Hello, hare!'"),
+    ("", "consume --queue hello --count 1"),
+    notes="""
 All commands that connect take --url, or else the variable AMQP_URL, or else amqp://guest:guest@localhost/.
-exit codes: 0 done, 1 failed (stderr says why, and what to do), 2 wrong usage, 130 interrupted by Ctrl-C.
+exit codes: 0 done, 1 failed (stderr says why, and what to do), 2 wrong usage, 130 Ctrl-C, 143 SIGTERM.
 `python -m leveret COMMAND --help` has the options and more examples.""",
-    )
-    .replace("  # \n", "")
-    .replace("\n\n  python -m", "\n  python -m")
-)
+).replace("\n\n  python -m", "\n  python -m")
 
 
 def make_parser() -> Parser:

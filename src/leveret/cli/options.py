@@ -157,5 +157,5 @@ def counted(number: int, thing: str) -> str:
 
 def epilog(*examples: tuple[str, str], notes: str = "") -> str:
     """The end of a command's help: what one does with it, and how, and what else there is to know."""
-    lines = [f"  # {what}\n  python -m leveret {how}" for what, how in examples]
-    return "examples:\n" + "\n\n".join(lines) + (f"\n\n{notes.strip()}" if notes else "")
+    lines = [(f"\n  # {what}\n" if what else "") + f"  python -m leveret {how}" for what, how in examples]
+    return "examples:" + "\n".join(lines) + (f"\n\n{notes.strip()}" if notes else "")

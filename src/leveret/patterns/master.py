@@ -12,6 +12,7 @@ from pamqp.commands import Basic
 
 from leveret.channel import Channel
 from leveret.consuming import Consumer
+from leveret.exceptions import MessageDecodeError
 from leveret.exchange import Exchange
 from leveret.log import get_logger
 from leveret.message import IncomingMessage, Message, ReturnedMessage
@@ -161,9 +162,16 @@ class Master(Base):
     async def on_message(self, func: CallbackType[Any], message: IncomingMessage) -> None:
         """A task for *func* came.
 
+        One that another serializer made is left unacknowledged: whoever can read it gets it when this worker has gone.
+
         Raises:
             Exception: whatever *func* raises; the task is settled then.
         """
+        try:
+            self.check_content_type(message)
+        except MessageDecodeError as exc:
+            log.error("a task in %r is not for this worker, and is left to others: %s", message.routing_key, exc)
+            return
         async with message.process(
             requeue=self._requeue, reject_on_redelivered=self._reject_on_redelivered, ignore_processed=True
         ):
@@ -177,7 +185,6 @@ class Master(Base):
     def _arguments(self, message: IncomingMessage) -> Any:
         """What the task says. One that cannot be read can never be: it must not go back to its queue."""
         try:
-            self.check_content_type(message)
             return self.deserialize(message.body)
         except Exception as exc:
             log.error("a task in %r cannot be read, and is rejected: %s", message.routing_key, exc)
