@@ -259,6 +259,11 @@ class Channel(OlderChannel):
             await asyncio.wait(tasks, timeout=max(0, deadline - asyncio.get_running_loop().time()))
 
     @property
+    def connection(self) -> Connection:
+        """The connection that it is on."""
+        return self._connection
+
+    @property
     def is_initialized(self) -> bool:
         """Whether it was ever opened."""
         return self._wire is not None

@@ -29,11 +29,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 from leveret.checks import check_count
 from leveret.draining import DrainReport, wait_until
 from leveret.exceptions import ChannelInvalidStateError, Closed, ConsumerCancelled, DeliveryLost
-from leveret.failures import FailureHandler, Failures
+from leveret.failures import FailureHandler, Failures, is_being_cancelled
 from leveret.handlers import Handlers
 from leveret.log import get_logger
 from leveret.message import IncomingMessage, Wire, incoming_message
-from leveret.settling import Verdict, settle
+from leveret.settling import BatchingWire, Verdict, settle
 
 if TYPE_CHECKING:
     from leveret.wire.channel import WireChannel, WireConsumer
@@ -68,11 +68,12 @@ class CallbackConsumer:
         on_cancelled: called when the broker cancels the consumer.
         context: each callback runs in a copy of it.
         unsubscribe: cancels the consumer, within so many seconds.
+        describe: tells what the log calls it.
         prefetch: how many unacknowledged messages the broker sends; 0 for no limit.
         concurrency: how many callbacks may run at a time; None for no limit.
         on_failure: what sees to a message whose callback failed; None to leave it.
         logs_failures: whether failures are logged before that is called.
-        via: gives the wire as the messages see it; None for the wire itself.
+        via: gives what settles as the messages see it; None for the wire's own.
 
     Attributes:
         delivered: how many messages came.
@@ -83,6 +84,7 @@ class CallbackConsumer:
         "__weakref__",
         "_callback",
         "_context",
+        "_describe",
         "_given_back",
         "_handlers",
         "_has_warned",
@@ -93,6 +95,7 @@ class CallbackConsumer:
         "_runner",
         "_stopping",
         "_tag",
+        "_task_name",
         "_unsubscribe",
         "_via",
         "_wire",
@@ -109,27 +112,30 @@ class CallbackConsumer:
         on_cancelled: Callable[[ConsumerCancelled], object],
         context: contextvars.Context,
         unsubscribe: Callable[[float], Awaitable[object]],
+        describe: Callable[[], str],
         *,
         prefetch: int = 0,
         concurrency: int | None = None,
         on_failure: FailureHandler | None = None,
         logs_failures: bool = True,
-        via: Callable[[WireChannel], Wire] | None = None,
+        via: Callable[[BatchingWire], Wire] | None = None,
     ) -> None:
         self.no_ack = no_ack
         self.delivered = 0
-        self.failures = failures = Failures(prefetch, self._is_settled)
+        self.failures = failures = Failures(prefetch, self._is_settled, describe)
         if on_failure is not None:
-            callback = failures.guard(callback, on_failure, lambda: self._tag, logs=logs_failures)
+            callback = failures.guard(callback, on_failure, logs=logs_failures)
         self._callback = callback
         self._on_cancelled = on_cancelled
         self._context = context
         self._unsubscribe = unsubscribe
+        self._describe = describe
         self._limit = concurrency or _NO_LIMIT
         self._via = via
         self._wire: WireChannel | None = None
         self._message_wire: Wire | None = None
         self._tag = b""
+        self._task_name = ""
         self._has_warned = False
         self._queue: deque[IncomingMessage] = deque()
         self._runner: asyncio.Task[None] | None = None  # the one that is about to look at the queue
@@ -151,7 +157,8 @@ class CallbackConsumer:
         if self._wire is not None and not self._wire.is_open and not self.no_ack:
             self._queue.clear()
         self._wire = wire
-        self._message_wire = None if self.no_ack else wire if self._via is None else self._via(wire)
+        self._message_wire = None if self.no_ack else wire.settler if self._via is None else self._via(wire.settler)
+        self._task_name = f"leveret {self._describe()}"
         self._tag = wire_tag.encode("utf-8", "surrogateescape")
         self.failures.forget()
         return self
@@ -195,7 +202,7 @@ class CallbackConsumer:
             return
         # Not create_task(): an eager task factory would run it before it is known as the runner.
         loop = asyncio.get_running_loop()
-        self._runner = task = asyncio.Task(self._run(self._queue), loop=loop, name=f"leveret consumer {self._tag!r}")
+        self._runner = task = asyncio.Task(self._run(self._queue), loop=loop, name=self._task_name)
         self._handlers.tasks.add(task)
         self._handlers.of_channel.add(task)
         task.add_done_callback(self._on_task_done)
@@ -280,7 +287,7 @@ class CallbackConsumer:
         except Exception as exc:
             self._on_failure(message, exc)
         except asyncio.CancelledError as exc:
-            if task.cancelling():
+            if is_being_cancelled():
                 has_ended = False
                 raise
             self._on_failure(message, exc)  # of something that it waited for: nobody cancelled this task
@@ -294,36 +301,36 @@ class CallbackConsumer:
     def _on_result(self, message: IncomingMessage, result: object) -> None:
         """A callback has returned something, or has not settled its message; only a verdict means anything."""
         if not isinstance(result, Verdict):
-            self.failures.returned(self._tag, message)
+            self.failures.returned(message)
             if result is not None and not message.processed:
                 self._warn_once(
-                    "consumer %r: a callback returned %r, which means nothing, and left its message unacknowledged;"
+                    "%s: a callback returned %r, which means nothing, and left its message unacknowledged;"
                     " leveret.Ack would acknowledge it",
                     result,
                 )
             return
         if message.processed:
             why = "needs no acknowledgement (no_ack)" if self.no_ack else "is settled already"
-            self._warn_once("consumer %r: a callback returned %s for a message that %s", result, why)
+            self._warn_once("%s: a callback returned %s for a message that %s", result, why)
             return
         try:
             _ = settle(message, result)
         except DeliveryLost as exc:
-            _log.debug("consumer %r: %s", self._tag, exc)
+            _log.debug("%s: %s", self._describe(), exc)
         except Exception as exc:
             self._on_failure(message, exc)
 
     def _warn_once(self, text: str, *values: object) -> None:
         if not self._has_warned:
             self._has_warned = True
-            _log.warning(text, self._tag, *values)
+            _log.warning(text, self._describe(), *values)
 
     def _on_failure(self, message: IncomingMessage, error: BaseException) -> None:
-        self.failures.report(self._tag, message, error, "left unacknowledged")
-        self.failures.left(self._tag, message)
+        self.failures.report(message, error, "left unacknowledged")
+        self.failures.left(message)
 
     def _is_settled(self, delivery_tag: int) -> bool:
-        return self._wire is None or self._wire.is_settled(delivery_tag)
+        return self._wire is None or self._wire.settler.is_settled(delivery_tag)
 
     # ---------------------------------------------------------------------------------------------- for its user
 
@@ -351,7 +358,7 @@ class CallbackConsumer:
     def complaint(self) -> str | None:
         """What is wrong with it, for ``connection.health()``."""
         is_active = self._stopping is None and self._wire is not None and self._wire.is_open
-        return self.failures.complaint(self._tag) if is_active else None
+        return self.failures.complaint() if is_active else None
 
     def limit(self, concurrency: int | None) -> None:
         """Run at most so many callbacks at a time from now on; None for no limit."""
@@ -377,7 +384,7 @@ class CallbackConsumer:
         if not self.no_ack:
             self._stall()
         loop = asyncio.get_running_loop()
-        self._stopping = task = asyncio.Task(self._stop(deadline), loop=loop, name=f"leveret stops {self._tag!r}")
+        self._stopping = task = asyncio.Task(self._stop(deadline), loop=loop, name=f"leveret stops {self._describe()}")
         self._handlers.add_chore(task)
         if self._wire is not None:
             self._wire.watch(self._handlers.cancel_lost)
@@ -387,7 +394,7 @@ class CallbackConsumer:
         try:
             await self._unsubscribe(max(0.0, deadline - asyncio.get_running_loop().time()))
         except (TimeoutError, ChannelInvalidStateError, Closed) as exc:
-            _log.info("stopping consumer %r: %s", self._tag, exc)
+            _log.info("stopping %s: %s", self._describe(), exc)
         finally:
             self._given_back = True
             if not self.no_ack:
@@ -396,7 +403,7 @@ class CallbackConsumer:
     def cut_short(self) -> None:
         """Cancel the callbacks that still run."""
         if self.no_ack and self._queue:
-            _log.warning("consumer %r: %d messages were not handled, and are gone (no_ack)", self._tag, self.waiting)
+            _log.warning("%s: %d messages were not handled, and are gone (no_ack)", self._describe(), self.waiting)
             self._handlers.abandoned += self.waiting
             self._queue.clear()
         self._handlers.cut_short()
@@ -418,7 +425,7 @@ class CallbackConsumer:
         if self._stopping is not None:
             await wait_until([self._stopping], deadline)
         if self._wire is not None and self._wire.is_open:
-            self._wire.flush_acks()
+            self._wire.settler.flush()
 
     @property
     def report(self) -> DrainReport:

@@ -25,14 +25,13 @@ from leveret.failures import FailureHandler, OnError, failure_handler
 from leveret.message import Wire
 from leveret.message_retry import MessageRetry
 from leveret.records import ConsumerRecord
-from leveret.settling import WireOfConsumer, ack_on_return
+from leveret.settling import BatchingWire, WireOfConsumer, ack_on_return
 from leveret.threads import in_thread
 from leveret.types import Arguments, TimeoutType
 
 if TYPE_CHECKING:
     from leveret.channel import Channel
     from leveret.queue import Queue
-    from leveret.wire.channel import WireChannel
 
 
 class Consumer(str):
@@ -175,6 +174,7 @@ async def consume(
         functools.partial(channel.on_consumer_cancelled, tag, on_cancelled),
         contextvars.copy_context(),
         unsubscribe,
+        lambda: f"consumer {tag!r} of queue {queue.name!r}",
         prefetch=channel.prefetch if prefetch is None else prefetch,
         concurrency=concurrency,
         on_failure=on_failure,
@@ -197,13 +197,13 @@ async def consume(
     return Consumer(tag, channel, running)
 
 
-def _via(thread: bool, ack_batch: int | None) -> Callable[[WireChannel], Wire] | None:
+def _via(thread: bool, ack_batch: int | None) -> Callable[[BatchingWire], Wire] | None:
     """How messages see the wire; None for the wire itself."""
     if not thread and ack_batch is None:
         return None
     owner = threading.get_ident() if thread else None
 
-    def via(wire: WireChannel) -> Wire:
+    def via(wire: BatchingWire) -> Wire:
         return WireOfConsumer(wire, ack_batch, owner)
 
     return via

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Literal, TypeAlias
 
 from leveret.exceptions import DeliveryLost
-from leveret.log import get_logger, printable
+from leveret.log import get_logger
 from leveret.message import IncomingMessage
 from leveret.settling import Reject, Requeue, Verdict
 
@@ -56,6 +56,12 @@ def failure_handler(on_error: OnError) -> FailureHandler | None:
     return settle
 
 
+def is_being_cancelled() -> bool:
+    """Whether somebody cancels the running task; if not, a CancelledError is of something that it waited for."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
 class Failures:
     """The failures of one consumer.
 
@@ -66,31 +72,33 @@ class Failures:
     Args:
         prefetch: the consumer's; 0 for no limit.
         is_settled: whether a delivery tag of the present wire is settled.
+        describe: tells what the log calls the consumer.
 
     Attributes:
         count: how many callbacks failed.
     """
 
-    __slots__ = ("_has_warned", "_is_settled", "_left", "_prefetch", "_second_look", "count")
+    __slots__ = ("_describe", "_has_warned", "_is_settled", "_left", "_prefetch", "_second_look", "count")
 
-    def __init__(self, prefetch: int, is_settled: Callable[[int], bool]) -> None:
+    def __init__(self, prefetch: int, is_settled: Callable[[int], bool], describe: Callable[[], str]) -> None:
         self.count = 0
         self._prefetch = prefetch
         self._is_settled = is_settled
+        self._describe = describe
         self._left: list[IncomingMessage] = []
         self._has_warned = False
         self._second_look: asyncio.TimerHandle | None = None
 
-    def report(self, tag: bytes, message: IncomingMessage, error: BaseException, fate: str) -> None:
-        """The callback of the consumer that is called *tag* failed on *message*, whose *fate* that is if unsettled."""
+    def report(self, message: IncomingMessage, error: BaseException, fate: str) -> None:
+        """The callback failed on *message*, whose *fate* that is if unsettled."""
         if isinstance(error, DeliveryLost):
-            _log.warning("consumer %r: %s", tag, error)
+            _log.warning("%s: %s", self._describe(), error)
             return
         self.count += 1
         _log.log(
             logging.ERROR if isinstance(error, Exception) else logging.WARNING,  # cancelled
-            "the callback of consumer %r failed on delivery %d (message_id %r, routing key %r, %s): %r",
-            tag,
+            "the callback of %s failed on delivery %d (message_id %r, routing key %r, %s): %r",
+            self._describe(),
             message.delivery_tag,
             message.message_id,
             message.routing_key,
@@ -99,15 +107,15 @@ class Failures:
             exc_info=error,
         )
 
-    def left(self, tag: bytes, message: IncomingMessage) -> None:
+    def left(self, message: IncomingMessage) -> None:
         """Whoever saw to the failure is done with *message*."""
         if self._keep(message) and self._fill_the_prefetch():
-            self._warn(tag)
+            self._warn()
 
-    def returned(self, tag: bytes, message: IncomingMessage) -> None:
+    def returned(self, message: IncomingMessage) -> None:
         """The callback is done with *message*, and has not failed."""
         if self._keep(message) and not self._has_warned and self._second_look is None and self._fill_the_prefetch():
-            self._second_look = asyncio.get_running_loop().call_later(_PATIENCE, self._look_again, tag)
+            self._second_look = asyncio.get_running_loop().call_later(_PATIENCE, self._look_again)
 
     def _keep(self, message: IncomingMessage) -> bool:
         """Remember *message*, if it counts against the prefetch."""
@@ -116,15 +124,15 @@ class Failures:
             self._left.append(message)
         return counts
 
-    def _look_again(self, tag: bytes) -> None:
+    def _look_again(self) -> None:
         self._second_look = None
         if self._fill_the_prefetch():
-            self._warn(tag)
+            self._warn()
 
-    def _warn(self, tag: bytes) -> None:
+    def _warn(self) -> None:
         if not self._has_warned:
             self._has_warned = True
-            _log.warning("consumer %r gets nothing more: %s", tag, self._description())
+            _log.warning("%s", self._complaint())
 
     def forget(self) -> None:
         """What was left comes again: the wire is another one, or the broker has taken it back."""
@@ -143,20 +151,20 @@ class Failures:
             ]
         return 0 < self._prefetch <= len(self._left)
 
-    def _description(self) -> str:
-        return f"its callbacks left {len(self._left)} messages unacknowledged, which fill its prefetch"
+    def _complaint(self) -> str:
+        what = f"its callbacks left {len(self._left)} messages unacknowledged, which fill its prefetch"
+        return f"{self._describe()} gets nothing more: {what}"
 
-    def complaint(self, tag: bytes) -> str | None:
+    def complaint(self) -> str | None:
         """What is wrong, and was told; or None."""
         if not self._has_warned or not self._fill_the_prefetch():
             return None
-        return printable(f"consumer {tag.decode('utf-8', 'replace')!r} gets nothing more: {self._description()}")
+        return self._complaint()
 
     def guard(
         self,
         callback: Callable[[IncomingMessage], object],
         handler: FailureHandler,
-        tag: Callable[[], bytes],
         *,
         logs: bool = True,
     ) -> Callable[[IncomingMessage], Awaitable[object]]:
@@ -169,12 +177,11 @@ class Failures:
             except Exception as exc:
                 error: BaseException = exc
             except asyncio.CancelledError as exc:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
+                if is_being_cancelled():
                     raise
-                error = exc  # of something that it waited for: nobody cancelled this task
+                error = exc
             if logs:
-                self.report(tag(), message, error, "on_error decides")
+                self.report(message, error, "on_error decides")
             else:
                 self.count += not isinstance(error, DeliveryLost)
             if isinstance(error, DeliveryLost):
@@ -182,10 +189,10 @@ class Failures:
             try:
                 answer = await handler(message, error)
             except Exception:
-                _log.exception("on_error of consumer %r failed on delivery %d", tag(), message.delivery_tag)
+                _log.exception("on_error of %s failed on delivery %d", self._describe(), message.delivery_tag)
                 answer = None
             if not isinstance(answer, Verdict):
-                self.left(tag(), message)
+                self.left(message)
             return answer
 
         return guarded

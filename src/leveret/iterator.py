@@ -19,7 +19,7 @@ from leveret.draining import DrainReport, wait_until
 from leveret.exceptions import ChannelInvalidStateError, Closed, ConsumerCancelled, fresh
 from leveret.in_hand import InHand
 from leveret.log import get_logger, printable
-from leveret.message import IncomingMessage, incoming_message
+from leveret.message import IncomingMessage, Wire, incoming_message
 from leveret.records import ConsumerRecord
 from leveret.types import Arguments, TimeoutType
 
@@ -64,6 +64,7 @@ class QueueConsumer:
         self._messages: deque[IncomingMessage] = deque()
         self._arrived = asyncio.Event()
         self._wire: WireChannel | None = None
+        self._message_wire: Wire | None = None
         self._consumer_tag: str | None = None
         self._is_consuming = False
         self._tag = b""
@@ -118,6 +119,7 @@ class QueueConsumer:
 
     def _attach(self, wire: WireChannel, wire_tag: str) -> Self:
         self._wire, self._tag = wire, wire_tag.encode("utf-8", "surrogateescape")
+        self._message_wire = None if self.no_ack else wire.settler
         return self
 
     @property
@@ -133,9 +135,10 @@ class QueueConsumer:
         self, delivery_tag: int, redelivered: bool, route: bytes, properties: bytes, body: bytes, /
     ) -> None:
         """A message came."""
-        wire = None if self.no_ack else self._wire
         self._messages.append(
-            incoming_message(wire, self._tag, delivery_tag, redelivered, route, properties, body, self.no_ack)
+            incoming_message(
+                self._message_wire, self._tag, delivery_tag, redelivered, route, properties, body, self.no_ack
+            )
         )
         if len(self._messages) == 1:
             self._arrived.set()

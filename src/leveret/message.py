@@ -312,6 +312,11 @@ class Wire(Protocol):
     """What a message asks of the channel that brought it."""
 
     @property
+    def channel(self) -> Any:
+        """The channel itself."""
+        ...
+
+    @property
     def cancelled(self) -> Container[bytes | None]:
         """Tags of consumers that the broker cancelled: it has taken back what they held."""
         ...

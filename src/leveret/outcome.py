@@ -59,10 +59,14 @@ class Outcome(_Future[T]):
             self._iterator: Generator[Any, Any, T] = self.__await__()
             return self._iterator
 
+    def describe(self) -> str:
+        """What it is the outcome of, for the log."""
+        return "it"
+
     def __del__(self) -> None:
         if getattr(self, "_log_traceback", False):
             Outcome.unretrieved += 1
-            _log.warning("nobody awaited it, and it failed: %r", self.exception())
+            _log.warning("nobody awaited %s, and it failed: %r", self.describe(), self.exception())
 
 
 class _Done(Coroutine[Any, Any, None]):

@@ -436,7 +436,7 @@ def _fetched_message(wire: WireChannel, fetched: Fetched, no_ack: bool) -> Incom
     """What ``basic.get`` brought, as a message."""
     get_ok = fetched.get_ok
     message = incoming_message(
-        None if no_ack else wire,
+        None if no_ack else wire.settler,
         None,
         get_ok.delivery_tag,
         get_ok.redelivered,

@@ -32,6 +32,7 @@ from leveret.exceptions import (
     MessageReturned,
     PublishOutcomeUnknown,
 )
+from leveret.failures import is_being_cancelled
 from leveret.log import get_logger, printable
 from leveret.message import IncomingMessage, Message, ReturnedMessage
 from leveret.retry_ladder import (
@@ -68,7 +69,7 @@ class Retrier:
     def __init__(self, retry: MessageRetry, queue: Queue) -> None:
         self._retry = retry
         self._queue = queue
-        self._connection: Connection = queue.channel._connection  # pyright: ignore[reportPrivateUsage]
+        self._connection: Connection = queue.channel.connection
         self._outlet = _outlet_of(self._connection)
         self._plan = self._new_plan()
         self._is_declared = False
@@ -353,8 +354,7 @@ def _outlet_of(connection: Connection) -> _Outlet:
 def _is_cancellation(error: BaseException) -> bool:
     """Whether the handler was stopped, rather than failed."""
     if isinstance(error, asyncio.CancelledError):
-        task = asyncio.current_task()
-        return task is None or task.cancelling() > 0  # else it is of something that the handler waited for
+        return is_being_cancelled()
     return not isinstance(error, Exception)  # KeyboardInterrupt, SystemExit
 
 

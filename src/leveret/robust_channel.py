@@ -148,7 +148,10 @@ class RobustChannel(Channel):
     default_exchange: RobustExchange  # pyright: ignore[reportIncompatibleVariableOverride]
     _connection: RobustConnection
 
-    if TYPE_CHECKING:  # what QUEUE_CLASS and EXCHANGE_CLASS come to
+    if TYPE_CHECKING:  # what QUEUE_CLASS, EXCHANGE_CLASS and the connection come to
+
+        @property
+        def connection(self) -> RobustConnection: ...
 
         async def declare_exchange(
             self,

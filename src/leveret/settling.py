@@ -69,7 +69,7 @@ class WireOfConsumer:
     """A wire, as the messages of a consumer see it that settles in a way of its own.
 
     Args:
-        wire: the channel that delivers.
+        wire: what settles on the channel that delivers.
         ack_batch: how many acks are written at a time; None for those of one turn of the event loop.
         thread: the only one that may settle, by its identifier; None where no other thread sees the messages.
     """
@@ -82,9 +82,9 @@ class WireOfConsumer:
         self._thread = thread
 
     @property
-    def channel(self) -> BatchingWire:
-        """The wire itself."""
-        return self._wire
+    def channel(self) -> Any:
+        """As of the wire."""
+        return self._wire.channel
 
     @property
     def cancelled(self) -> Container[bytes | None]:

@@ -21,7 +21,6 @@ from leveret.iterator import QueueConsumer
 from leveret.message import IncomingMessage, Message, ReturnedMessage
 from leveret.queue import Queue
 from leveret.report import PublishReport
-from leveret.settling import WireOfConsumer
 from leveret.wire.channel import WireChannel
 from leveret.wire.codec import Properties
 
@@ -205,10 +204,9 @@ def _address(wire: WireChannel) -> _Attributes:
 
 def _wire_of(message: IncomingMessage) -> WireChannel | None:
     """The channel that brought *message*; None if it needs no acknowledgement."""
-    wire: object = message._wire  # pyright: ignore[reportPrivateUsage]
-    if isinstance(wire, WireOfConsumer):
-        wire = wire._wire  # pyright: ignore[reportPrivateUsage]
-    return wire if isinstance(wire, WireChannel) else None
+    wire = message._wire  # pyright: ignore[reportPrivateUsage]
+    channel = None if wire is None else wire.channel
+    return channel if isinstance(channel, WireChannel) else None
 
 
 def _server_of(message: IncomingMessage) -> _Attributes:

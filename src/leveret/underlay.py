@@ -299,15 +299,15 @@ class UnderlayChannel:
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False) -> Coroutine[Any, Any, None]:
         """``basic.ack``"""
-        return self._wire.ack(delivery_tag, multiple)
+        return self._wire.settler.ack(delivery_tag, multiple)
 
     def basic_nack(self, delivery_tag: int, multiple: bool = False, requeue: bool = True) -> Coroutine[Any, Any, None]:
         """``basic.nack``"""
-        return self._wire.nack(delivery_tag, multiple, requeue)
+        return self._wire.settler.nack(delivery_tag, multiple, requeue)
 
     def basic_reject(self, delivery_tag: int, *, requeue: bool = True) -> Coroutine[Any, Any, None]:
         """``basic.reject``"""
-        return self._wire.reject(delivery_tag, requeue)
+        return self._wire.settler.reject(delivery_tag, requeue)
 
 
 class UnderlayConnection:
@@ -407,7 +407,7 @@ def channel_of(wire: Any) -> Any:
     """
     if wire is None or not wire.is_open:
         raise ChannelInvalidStateError("the message's channel is closed, or it needs no acknowledgement (no_ack)")
-    below = wire if isinstance(wire, WireChannel) else wire.channel
+    below = wire.channel
     return UnderlayChannel(below) if isinstance(below, WireChannel) else below
 
 

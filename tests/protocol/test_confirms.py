@@ -431,6 +431,7 @@ async def test_a_failed_publish_that_nobody_awaits_is_logged_and_counted_once(
     assert Outcome.unretrieved == before + 1
     lines = [record.getMessage() for record in caplog.records if "nobody awaited" in record.getMessage()]
     assert len(lines) == 1
+    assert "a publish (exchange '', routing key 'key'), and it failed: MessageNacked" in lines[0]
     assert "basic.nack" in lines[0]
     assert not loop_errors
     assert "never retrieved" not in caplog.text

@@ -298,6 +298,33 @@ async def test_a_callback_that_does_not_catch_DeliveryLost_is_a_warning_not_an_e
     assert [record.levelname for record in caplog.records if record.name == "leveret.consumer"] == ["WARNING"]
 
 
+@pytest.mark.expects_errors
+async def test_the_log_names_a_consumer_by_its_tag_and_its_queue(caplog: pytest.LogCaptureFixture) -> None:
+    names: list[str] = []
+
+    async def handler(message: IncomingMessage) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        names.append(task.get_name())
+        raise LookupError("why")
+
+    async with linked() as link:
+        channel = await link.channel()
+        queue = await link.consume(channel, handler, tag="täg\n")
+        link.session.deliver(1, "täg\n", 1)
+        await until(lambda: names)
+        queue.name = "other"  # as of one that the server names, and that was declared again
+        link.session.deliver(1, "täg\n", 2)
+        await until(lambda: len(names) == 2)
+        assert channel.connection is link.connection
+    lines = [record.getMessage() for record in caplog.records if record.name == "leveret.consumer"]
+    assert [line.partition(" (")[0] for line in lines] == [
+        r"the callback of consumer 'täg\n' of queue 'q' failed on delivery 1",
+        r"the callback of consumer 'täg\n' of queue 'other' failed on delivery 2",
+    ]
+    assert names[0] == r"leveret consumer 'täg\n' of queue 'q'"
+
+
 # ------------------------------------------------------------------------------------------- callbacks and their task
 
 

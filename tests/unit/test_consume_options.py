@@ -37,6 +37,7 @@ class FakeWire:
         self.flushed = 0
 
     is_open = property(lambda self: self.error is None)
+    settler = property(lambda self: self)
 
     def server_supports(self, capability):
         return True
@@ -63,7 +64,7 @@ class FakeWire:
     def is_settled(self, tag):
         return any(tag == other for _, other in self.settled)
 
-    def flush_acks(self):
+    def flush(self):
         self.flushed += 1
 
     def watch(self, callback):
@@ -73,6 +74,10 @@ class FakeWire:
         self.error = ConnectionClosed("lost")
         for callback in self.watchers:
             callback()
+
+
+def describe():
+    return "consumer 'tag' of queue 'work'"
 
 
 class Consumer(CallbackConsumer):
@@ -87,7 +92,7 @@ class Consumer(CallbackConsumer):
         self.go.set()
         self.wire = FakeWire()
         context = contextvars.copy_context()
-        super().__init__(callback, no_ack, self.tasks, [].append, context, self.unsubscribe, **options)
+        super().__init__(callback, no_ack, self.tasks, [].append, context, self.unsubscribe, describe, **options)
         self.attach(self.wire, "tag")
 
     async def unsubscribe(self, seconds):
@@ -377,7 +382,7 @@ async def test_on_error_that_fails_is_logged_and_the_next_callback_runs(caplog):
     consumer.deliver(1, 2)
     await rest()
     assert consumer.failures.count == 2
-    assert caplog.text.count("on_error of consumer b'tag' failed") == 2
+    assert caplog.text.count("on_error of consumer 'tag' of queue 'work' failed") == 2
 
 
 async def test_on_error_is_not_asked_over_a_message_that_comes_again(caplog):
@@ -432,7 +437,7 @@ async def test_failures_that_fill_the_prefetch_are_a_complaint_and_one_warning(c
     assert consumer.complaint is None
     consumer.deliver(2)
     await rest()
-    assert "'tag' gets nothing more: its callbacks left 2 messages" in consumer.complaint
+    assert "consumer 'tag' of queue 'work' gets nothing more: its callbacks left 2 messages" in consumer.complaint
     consumer.deliver(3)
     await rest()
     assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
@@ -460,7 +465,7 @@ async def test_callbacks_that_settle_nothing_are_a_complaint_and_after_a_while_a
     assert consumer.complaint is None
     assert not told.is_set()
     await told.wait()
-    assert "'tag' gets nothing more: its callbacks left 2 messages unacknowledged" in consumer.complaint
+    assert "'work' gets nothing more: its callbacks left 2 messages unacknowledged" in consumer.complaint
     assert "gets nothing more" in caplog.text
     await messages[0].ack()
     assert consumer.complaint is None

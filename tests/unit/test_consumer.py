@@ -25,7 +25,8 @@ class Consumer(CallbackConsumer):
         self.cancellations: list[ConsumerCancelled] = []
         context = contextvars.copy_context()
         unsubscribe = options.pop("unsubscribe", nothing)
-        super().__init__(callback, no_ack, self.tasks, self.cancellations.append, context, unsubscribe, **options)
+        cancelled = self.cancellations.append
+        super().__init__(callback, no_ack, self.tasks, cancelled, context, unsubscribe, lambda: "a consumer", **options)
 
     def deliver(self, *tags: int) -> None:
         for tag in tags:

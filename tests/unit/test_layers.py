@@ -62,6 +62,7 @@ MAP: dict[str, set[str]] = {
 # Each may import what the module that it was split from may.
 MAP |= {
     "wire.acks": set(),
+    "wire.settler": {"wire.acks", "wire.codec", "wire.output"},
     "wire.content": {"wire.codec"},
     "wire.publisher": {"wire.transport", "wire.codec", "wire.methods", "wire.confirms", "wire.output", "outcome"},
     "wire.output": {"outcome"},
@@ -78,7 +79,7 @@ MAP |= {
     "lifecycle": set(),
     "retry": set(),
     "retry_ladder": {"message"},
-    "retrier": {"message", "retry_ladder"},
+    "retrier": {"failures", "message", "retry_ladder"},
     "message_retry": {"retrier", "retry_ladder", "wire.codec"},
     "troubles": {"records"},
     "credentials": {"url"},
@@ -135,7 +136,7 @@ MAP |= {
     "patterns.base": {"message", "patterns.serializers"},
     "patterns.calls": {"message", "outcome"},
     "patterns.replies": {"message", "queue", "records"},
-    "patterns.serving": {*_HANDLES, "outcome", "patterns.base"},
+    "patterns.serving": {*_HANDLES, "failures", "outcome", "patterns.base"},
     "patterns.rpc": {
         *_HANDLES,
         "outcome",
@@ -234,14 +235,14 @@ for handle in ("exchange", "queue", "consumer", "channel"):
 MAP["channel"] |= {"wire.outgoing", "wire.transport", "wire.tally"}
 MAP["connection"] |= {"lifecycle", "wire.tally"}
 MAP["wire.publisher"] |= {"wire.outgoing"}
-MAP["wire.channel"] |= {"wire.acks", "wire.content", "wire.output", "wire.publisher", "wire.replies"}
+MAP["wire.channel"] |= {"wire.content", "wire.output", "wire.publisher", "wire.replies", "wire.settler"}
 MAP["wire.transport"] |= {"wire.output", "wire.intake", "wire.tally"}
 # What looks on.
 MAP |= {
     "metrics": {"connection", "message", "wire.tally"},
     "prometheus": {"metrics"},
     "spans": {
-        *("_version", "batches", "channel", "exchange", "iterator", "message", "queue", "report", "settling"),
+        *("_version", "batches", "channel", "exchange", "iterator", "message", "queue", "report"),
         *("wire.channel", "wire.codec"),
     },
     "telemetry": {"spans", "batches", "exchange", "message", "outcome", "queue", "report", "threads"},
@@ -320,7 +321,12 @@ ASYNCIO |= {"bulk", "metrics", "spans"}
 ASYNCIO |= {"older", "tools", "underlay"}
 ASYNCIO |= {"batches", "wire.intake", "wire.fetching"}
 ASYNCIO |= {"consuming", "in_hand", "draining", "failures", "handlers", "signals", "threads"}
-ASYNCIO |= {"wire.publisher", "wire.output", "wire.replies"}  # replies: for the type Future only, see below
+ASYNCIO |= {
+    "wire.publisher",
+    "wire.settler",
+    "wire.output",
+    "wire.replies",
+}  # replies: for the type Future only, see below
 ASYNCIO |= {f"cli.{name}" for name in ("main", "publish", "consume", "check", "broker", "demo")}
 ASYNCIO |= {f"cli.{name}" for name in ("load", "pipes", "relay")}
 ASYNCIO |= {"pool", "patterns.calls", "patterns.serving", "patterns.rpc", "patterns.master"}
@@ -350,6 +356,7 @@ LINES = {
     "wire.acks": 100,
     "wire.content": 100,
     "wire.publisher": 270,
+    "wire.settler": 160,
     "wire.output": 150,
     "wire.replies": 90,
     "wire.intake": 200,
@@ -360,7 +367,7 @@ LINES = {
     "spans": 280,
     "telemetry": 320,
     "message": 420,
-    "consumer": 290,
+    "consumer": 295,
     "handlers": 140,
     "consuming": 200,
     "settling": 120,
@@ -470,11 +477,6 @@ ASKED_WHY = {
     "callbacks": (240, "half of it is docstrings; chained and weak callbacks"),
     "channel": (800, "half of it is docstrings: what users declare, and the hooks that a robust channel changes"),
     "message": (730, "what settles several at once is about their private state"),
-    "wire.channel": (
-        880,
-        "calls, consumers, settling, and small hooks for fetching, batches, draining and intake; a debt: its settling "
-        "half could be a file, as its publishing half is",
-    ),
     "url": (450, "three dialects of parameters, each with its reader; several hosts"),
 }
 """Modules past 1.6 times their line: how long they may be, and the answer."""

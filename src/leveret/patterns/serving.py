@@ -18,6 +18,7 @@ from leveret.channel import Channel
 from leveret.consuming import Consumer
 from leveret.exceptions import DeliveryLost, PublishNotSent, RemoteError
 from leveret.exchange import Exchange
+from leveret.failures import is_being_cancelled
 from leveret.log import get_logger
 from leveret.message import IncomingMessage, Message
 from leveret.outcome import DONE
@@ -158,10 +159,8 @@ class Server(Base):
                 self._log_failure(method_name, message, exc)
                 result = self.serialize_exception(exc)
             except asyncio.CancelledError as exc:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
+                if is_being_cancelled():
                     raise
-                # Of something that it waited for: nobody cancelled this task.
                 self._log_failure(method_name, message, exc)
                 result = self.serialize_exception(RemoteError("CancelledError", str(exc)))
         reply_to = message.reply_to

@@ -5,9 +5,8 @@ and where it changed something (a consumer was made, a message was fetched) that
 
 **Content.** What the decoder did not deliver whole is put together by a :class:`ContentAssembler`.
 
-**Acks.** Contiguous tags of one turn of the event loop go out as one ``multiple``, at its end or before the next
-method of the channel. Publishes do not wait for it: what a handler publishes goes out before what it acks. Those of a
-consumer that asks for it are kept over several turns, until there are enough of them or the next method is sent.
+**Halves.** Publishing is a :class:`Publisher`'s, and settling deliveries a :class:`Settler`'s. They write to the same
+output; before any other method of the channel, the acks that were saved up go out.
 
 **End.** :meth:`WireChannel._end` is the one way out, for the broker's close, ours, and a lost connection.
 """
@@ -17,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 from pamqp.base import Frame
@@ -28,7 +27,6 @@ from leveret.exceptions import (
     ChannelClosed,
     ChannelInvalidStateError,
     ConsumerCancelled,
-    DeliveryLost,
     DuplicateConsumerTag,
     MessageTooLarge,
     ProtocolError,
@@ -38,7 +36,6 @@ from leveret.exceptions import (
 from leveret.log import get_logger, printable
 from leveret.outcome import fail
 from leveret.types import Arguments
-from leveret.wire.acks import Acks
 from leveret.wire.codec import (
     BASIC_ACK,
     BASIC_DELIVER,
@@ -55,9 +52,6 @@ from leveret.wire.codec import (
     decode_deliver,
     decode_get_ok,
     decode_return,
-    encode_ack,
-    encode_nack,
-    encode_reject,
     encode_tag,
 )
 from leveret.wire.content import Content, ContentAssembler
@@ -65,12 +59,10 @@ from leveret.wire.methods import decode_method, make
 from leveret.wire.output import CommitGate, Output
 from leveret.wire.publisher import Publisher, PublishOwner
 from leveret.wire.replies import Pending, Replies
+from leveret.wire.settler import Settler
 from leveret.wire.transport import Transport
 
 _log = get_logger(__name__)
-
-ACK_DELAY = 0.1
-"""Seconds that an ack waits for others at most, where a consumer asks for batches of them."""
 
 _unpack_method_id = struct.Struct(">I").unpack_from
 
@@ -147,15 +139,15 @@ class _Trial:
 class _Requeuer(_Trial):
     """Stands in for a consumer whose owner has gone: what still comes is handed back."""
 
-    def __init__(self, wire: WireChannel, no_ack: bool) -> None:
+    def __init__(self, settler: Settler, no_ack: bool) -> None:
         super().__init__(no_ack=no_ack)
-        self._wire = wire
+        self._settler = settler
 
     def on_delivery(
         self, delivery_tag: int, redelivered: bool, route: bytes, properties: bytes, body: bytes, /
     ) -> None:
-        if not self.no_ack and self._wire.is_open:
-            self._wire.requeue(delivery_tag)
+        if not self.no_ack and self._settler.is_open:
+            self._settler.requeue(delivery_tag)
 
 
 def _drop(delivery_tag: int, redelivered: bool, route: bytes, properties: bytes, body: bytes, /) -> None:
@@ -171,15 +163,11 @@ class WireChannel:
     Attributes:
         error: why it is closed; None while it is open.
         consumers: where deliveries go, by consumer tag.
-        cancelled: tags of consumers that the broker cancelled, and whether they were ``no_ack``.
         prefetch: the last that was sent (``basic.qos``, not global).
         publishes_only: whether nothing was ever consumed or fetched on it.
     """
 
     __slots__ = (
-        "_ack_timer",
-        "_acks",
-        "_acks_go_this_turn",
         "_close_ok",
         "_closing",
         "_consumers",
@@ -192,7 +180,6 @@ class WireChannel:
         "_tally",
         "_unlimited",
         "_watchers",
-        "cancelled",
         "consumers",
         "error",
         "is_assembling",
@@ -201,15 +188,15 @@ class WireChannel:
         "publish",
         "publisher",
         "publishes_only",
+        "settler",
         "transport",
     )
 
     def __init__(self, transport: Transport, owner: ChannelOwner, number: int | None, publisher_confirms: bool) -> None:
         self.number = number = transport.attach(self, number)
-        self.transport = transport
+        self.transport: Transport = transport
         self.error: Exception | None = None
         self.consumers: dict[bytes, OnDelivery] = {}
-        self.cancelled: dict[bytes, bool] = {}
         self.is_assembling = False
         self.prefetch = 0
         self.publishes_only = True
@@ -222,12 +209,10 @@ class WireChannel:
         self._owner = owner
         self._replies = Replies()
         self._content = ContentAssembler()
-        self._acks = Acks()
-        self._acks_go_this_turn = False
-        self._ack_timer: asyncio.TimerHandle | None = None
         self._watchers: list[Callable[[], None]] = []
         self.publisher = Publisher(transport, number, publisher_confirms, owner)
         self.publish = self.publisher.publish
+        self.settler = Settler(self)
         self._closing = False
         self._close_ok: asyncio.Future[None] | None = None
 
@@ -277,10 +262,6 @@ class WireChannel:
     def is_open(self) -> bool:
         """Whether methods may be sent."""
         return self.error is None
-
-    def server_supports(self, capability: str) -> bool:
-        """Whether the broker announced *capability*."""
-        return self.transport.server_supports(capability)
 
     def check_open(self) -> None:
         """Raise ChannelInvalidStateError, chained to the reason, unless the channel is open."""
@@ -341,15 +322,15 @@ class WireChannel:
         if isinstance(method, Tx.Commit) and self.publisher.has_held:
             raise ChannelInvalidStateError("publishes are still held back (await them before the commit)")
         reply = self._expect_reply(method, on_reply, on_late)
-        self.flush_acks()
+        self.settler.flush()
         if isinstance(method, Basic.Qos) and not method.global_:
             self.prefetch = method.prefetch_count
         if isinstance(method, Basic.Consume | Basic.Get):
             self.publishes_only = False
         if isinstance(method, Tx.Rollback):
-            self._acks.stop_counting()
+            self.settler.on_rollback()
         if isinstance(method, Tx.Select) and isinstance(self._output, Output):
-            self._output = self.publisher.output = CommitGate(self._output)
+            self._output = self.publisher.output = self.settler.output = CommitGate(self._output)
         if isinstance(self._output, CommitGate):
             self._output.write(data, isinstance(method, Tx.Commit))
         else:
@@ -370,7 +351,7 @@ class WireChannel:
         """Send a method that has no reply."""
         self.check_open()
         data = self.transport.encode(self.number, method)
-        self.flush_acks()
+        self.settler.flush()
         self._output.write(data)
 
     # ------------------------------------------------------------------------------------------------ frames
@@ -475,133 +456,13 @@ class WireChannel:
         acks something: hand it back, and cancel the consumer for good.
         """
         tag = method.consumer_tag.decode("utf-8", "surrogateescape")
-        no_ack = self.cancelled.get(method.consumer_tag)
+        no_ack = self.settler.cancelled.get(method.consumer_tag)
         if no_ack is None:
             raise ProtocolError(f"a delivery for consumer {printable(tag)!r}, which does not exist", reply_code=503)
-        self._set_consumer(method.consumer_tag, _Requeuer(self, no_ack))
+        self._set_consumer(method.consumer_tag, _Requeuer(self.settler, no_ack))
         self._abandon_consumer(tag)
         if not no_ack:
-            self.requeue(method.delivery_tag)
-
-    # ------------------------------------------------------------------------------------- settling deliveries
-
-    def ack(self, delivery_tag: int, multiple: bool = False) -> Coroutine[Any, Any, None]:
-        """``basic.ack``: takes effect at once, is on the wire at the end of this turn of the event loop.
-
-        Raises:
-            DeliveryLost: this channel is gone; nothing is sent.
-            MessageProcessError: a ``multiple`` has settled it already.
-        """
-        if self.error is not None:
-            raise self._lost()
-        if self._acks.save_up(delivery_tag):
-            self._tally.acked += 1
-            if not self._acks_go_this_turn:
-                self._acks_go_this_turn = True
-                self._output.before_flush(self.flush_acks)
-        else:
-            self._tally.acked += self._settle(delivery_tag, multiple, encode_ack(self.number, delivery_tag, multiple))
-        return self._output.drain()
-
-    def ack_later(self, delivery_tag: int, count: int) -> Coroutine[Any, Any, None]:
-        """:meth:`ack`, written when *count* of them have come, or after ACK_DELAY seconds; raises as that does."""
-        if self.error is not None:
-            raise self._lost()
-        if self._closing or not self._acks.hold(delivery_tag):
-            return self.ack(delivery_tag)
-        self._tally.acked += 1
-        if self._ack_timer is None:
-            self._ack_timer = self._loop.call_later(ACK_DELAY, self.flush_acks)
-        if self._acks.pending >= count:
-            self.flush_acks()
-        return self._output.drain()
-
-    def is_settled(self, delivery_tag: int) -> bool:
-        """Whether *delivery_tag* is known to be settled."""
-        return self._acks.is_settled(delivery_tag)
-
-    def nack(self, delivery_tag: int, multiple: bool = False, requeue: bool = True) -> Coroutine[Any, Any, None]:
-        """``basic.nack``; raises as :meth:`ack` does."""
-        if self.error is not None:
-            raise self._lost()
-        count = self._settle(delivery_tag, multiple, encode_nack(self.number, delivery_tag, multiple, requeue))
-        self._count_refused(count, requeue)
-        return self._output.drain()
-
-    def reject(self, delivery_tag: int, requeue: bool = False) -> Coroutine[Any, Any, None]:
-        """``basic.reject``; raises as :meth:`ack` does."""
-        if self.error is not None:
-            raise self._lost()
-        count = self._settle(delivery_tag, False, encode_reject(self.number, delivery_tag, requeue))
-        self._count_refused(count, requeue)
-        return self._output.drain()
-
-    def settle_all(self, delivery_tags: Sequence[int], *, requeue: bool | None) -> Coroutine[Any, Any, None]:
-        """Settle *delivery_tags*, which ascend, by as few methods as it takes; takes effect at once.
-
-        Args:
-            delivery_tags: of this channel; what a ``multiple`` has settled already is passed over.
-            requeue: of ``basic.nack``; None for ``basic.ack``.
-
-        Raises:
-            DeliveryLost: this channel is gone; nothing is sent.
-        """
-        if self.error is not None:
-            raise self._lost()
-        together, apart = self._acks.split(delivery_tags)
-        if together and requeue is None:
-            if not self._acks_go_this_turn:
-                self._acks_go_this_turn = True
-                self._output.before_flush(self.flush_acks)
-            self._tally.acked += self._acks.unsettled_up_to(together)
-            self._acks.save_up_to(together)
-        elif together:
-            data = encode_nack(self.number, together, True, bool(requeue))
-            self._count_refused(self._settle(together, True, data), bool(requeue))
-        for tag in apart:
-            if requeue is None:
-                self._tally.acked += self._settle(tag, False, encode_ack(self.number, tag, False))
-            else:
-                self._count_refused(self._settle(tag, False, encode_nack(self.number, tag, False, requeue)), requeue)
-        return self._output.drain()
-
-    def requeue(self, delivery_tag: int) -> None:
-        """Hand a delivery back, by whichever method the broker knows."""
-        if self.server_supports("basic.nack"):
-            _ = self.nack(delivery_tag, requeue=True)
-        else:
-            _ = self.reject(delivery_tag, requeue=True)
-
-    def _settle(self, delivery_tag: int, multiple: bool, data: bytes) -> int:
-        """Write *data*, which settles *delivery_tag*, unless that was settled before; returns how many that settles."""
-        self._acks.check(delivery_tag)
-        count = self._acks.unsettled_up_to(delivery_tag) if multiple else 1
-        self.flush_acks()
-        self._output.write(data)
-        self._acks.note(delivery_tag, multiple)
-        return count
-
-    def _count_refused(self, count: int, requeue: bool) -> None:
-        if requeue:
-            self._tally.requeued += count
-        else:
-            self._tally.rejected += count
-
-    def flush_acks(self) -> None:
-        """Write the acks that were saved up or held back."""
-        self._acks_go_this_turn = False
-        if due := self._acks.take_due():
-            self._output.write(encode_ack(self.number, due, True))
-        if self._ack_timer is not None:
-            self._ack_timer.cancel()
-            self._ack_timer = None
-            for tag in self._acks.take_held():
-                self._output.write(encode_ack(self.number, tag, False))
-
-    def _lost(self) -> DeliveryLost:
-        error = DeliveryLost(f"the channel that brought the message is gone, the broker redelivers it: {self.error}")
-        error.__cause__ = self.error
-        return error
+            self.settler.requeue(method.delivery_tag)
 
     # --------------------------------------------------------------------------------------------- consumers
 
@@ -651,14 +512,14 @@ class WireChannel:
         self._set_consumer(tag, consumer)
         if no_ack or not self.prefetch:
             self._unlimited[tag] = None
-        self.cancelled.pop(tag, None)
+        self.settler.cancelled.pop(tag, None)
         self._starting[tag] = self._loop.create_future()
         try:
             ok: Basic.ConsumeOk = await self.call(method, timeout, on_reply=start, on_late=undo)
         except (TimeoutError, asyncio.CancelledError):
             # Undone already, if its reply came just before the caller went.
             if self._consumers.get(tag) is consumer:
-                self._set_consumer(tag, _Requeuer(self, no_ack))
+                self._set_consumer(tag, _Requeuer(self.settler, no_ack))
             consumer.on_abandoned()
             raise
         except BaseException:
@@ -726,7 +587,7 @@ class WireChannel:
         """Cancel a consumer whose owner has gone; until the reply, what comes is requeued."""
         tag = encode_tag(consumer_tag)
         if (consumer := self._consumers.get(tag)) is not None:
-            self._set_consumer(tag, _Requeuer(self, consumer.no_ack))
+            self._set_consumer(tag, _Requeuer(self.settler, consumer.no_ack))
         self._request(make(Basic.Cancel, consumer_tag=consumer_tag), on_reply=self._when_cancelled(consumer_tag))
 
     @property
@@ -750,7 +611,7 @@ class WireChannel:
         if self.error is not None:
             return
         self._closing = True
-        self.flush_acks()
+        self.settler.begin_close()
         self.publisher.refuse(f"channel {self.number} is being closed")
         for consumer in self._consumers.values():
             consumer.on_end(ChannelClosed("the channel is being closed", reply_code=200))
@@ -785,8 +646,8 @@ class WireChannel:
         if self.transport.server_supports("accept_consumer_cancel_ok"):  # whatever nowait says: it is always set
             self.send(make(Basic.CancelOk, consumer_tag=consumer_tag))
         if consumer is not None:
-            self.flush_acks()  # of a consumer that counts as cancelled from here on, none would be written
-            self.cancelled[encode_tag(consumer_tag)] = consumer.no_ack
+            self.settler.flush()  # of a consumer that counts as cancelled from here on, none would be written
+            self.settler.cancelled[encode_tag(consumer_tag)] = consumer.no_ack
             consumer.on_end(ConsumerCancelled(consumer_tag))
 
     # ----------------------------------------------------------------------------------------- fetching, closing
@@ -811,7 +672,7 @@ class WireChannel:
     def give_back(self, fetched: Fetched | Basic.GetEmpty) -> None:
         """Requeue what was fetched, if there is something, and the channel."""
         if isinstance(fetched, Fetched) and self.error is None:
-            self.requeue(fetched.get_ok.delivery_tag)
+            self.settler.requeue(fetched.get_ok.delivery_tag)
 
     def close(self, error: Exception | None = None) -> None:
         """Close it, without waiting for anything; publishes that are not confirmed end as outcome unknown.
@@ -836,7 +697,7 @@ class WireChannel:
                 _log.info("%r: no close-ok in time%s", self, self.transport.blocked_hint())
 
     def _send_close(self, code: int = 200, text: str = "Normal shutdown") -> None:
-        self.flush_acks()
+        self.settler.flush()
         # Not by way of a CommitGate: it is the one method that may overtake a commit.
         self.transport.send(self.number, make(ChannelMethods.Close, reply_code=code, reply_text=text))
         self._close_ok = self._loop.create_future()
@@ -859,9 +720,7 @@ class WireChannel:
         """The one way out: every waiter, consumer and the owner are told."""
         self.error = error
         self._content.drop()
-        self._acks.take_due()
-        if self._ack_timer is not None:
-            self._ack_timer.cancel()
+        self.settler.end(error)
         for starting in self._starting.values():
             starting.set_result(None)
         self._starting.clear()

@@ -173,6 +173,10 @@ class AwaitedPublish(Outcome[Any], Publish):
         self.returned: Any = None
         self.timer: asyncio.TimerHandle | None = None
 
+    def describe(self) -> str:
+        """What it is the outcome of, for the log."""
+        return f"a publish ({self})"
+
     def fail(self, error: Exception) -> None:
         """It has ended with *error*, unless it has ended already."""
         if not self.done():
