@@ -51,7 +51,7 @@ def test_every_script_is_run():
 
 @pytest.mark.parametrize("script", PRINTED)
 def test_what_the_documentation_of_10_shows_runs_without_a_warning(script, amqp_url):
-    printed, errors = run(script, amqp_url, "-W", "error", "-X", "dev")
+    printed, errors = run(script, amqp_url, "-W", "error")
     assert printed == PRINTED[script]
     assert errors == ""
 
