@@ -18,7 +18,8 @@ def encode_expiration(value: DateType) -> str | None:
     ``encode_expiration.register`` teaches it another type.
 
     Args:
-        value: seconds, a timedelta, or the datetime (naive means UTC) at which it expires.
+        value: seconds, a timedelta, or the datetime at which it expires; a naive one is in local time, as
+            ``datetime.now()`` gives it.
 
     Raises:
         ValueError: negative. A datetime that has passed is 0: expire unless a consumer is waiting.
@@ -29,7 +30,7 @@ def encode_expiration(value: DateType) -> str | None:
     if value is None:
         return None
     if isinstance(value, datetime.datetime):
-        seconds = max(0.0, (_aware(value) - datetime.datetime.now(UTC)).total_seconds())
+        seconds = max(0.0, (value - datetime.datetime.now(value.tzinfo)).total_seconds())
     elif isinstance(value, datetime.timedelta):
         seconds = value.total_seconds()
     elif isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -80,7 +80,7 @@ def test_same_bytes_and_values_as_pamqp(command, data, channel):
     assert dict(decoded) == arguments
 
 
-NUMBERS = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.binary(max_size=20)
+NUMBERS = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.binary(max_size=20)
 
 
 @given(st.dictionaries(st.text(max_size=60), NUMBERS | st.lists(NUMBERS, max_size=3), max_size=5))

@@ -39,9 +39,9 @@ def tables(*scalars):
 
 
 binaries = st.binary(max_size=20)
-floats = st.floats(allow_nan=False)
+floats = st.floats(allow_nan=False, allow_infinity=False)
 ours = tables(floats, binaries, datetimes)
-for_pamqp = tables(st.floats(width=32, allow_nan=False), binaries.map(bytearray), pamqp_datetimes)
+for_pamqp = tables(st.floats(width=32, allow_nan=False, allow_infinity=False), binaries.map(bytearray), pamqp_datetimes)
 
 
 def same(left, right):

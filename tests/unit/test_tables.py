@@ -246,9 +246,12 @@ def test_keys_may_be_empty_long_and_enums():
     assert encode_table({Color.RED: None}) == sized(b"\x03redV")
 
 
-def test_floats_that_are_no_numbers_are_sent_as_they_are():
-    assert math.isnan(decode(encode(math.nan)))
-    assert decode(encode(-math.inf)) == -math.inf
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_floats_that_are_no_numbers_are_refused_because_rabbitmq_would_end_the_connection(value):
+    with pytest.raises(ValueError, match=rf"'k'.* RabbitMQ cannot read {value}; send it as str"):
+        encode(value)
+    received = decode(b"d" + struct.pack(">d", value))
+    assert received == value or math.isnan(received)
 
 
 @pytest.mark.parametrize(

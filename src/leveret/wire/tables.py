@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import calendar
 import datetime
+import math
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -290,6 +291,8 @@ def _encode_int(value: int, depth: int) -> bytes:
 
 
 def _encode_float(value: float, depth: int) -> bytes:
+    if not math.isfinite(value):  # Erlang has no such floats: RabbitMQ would end the connection (541)
+        raise _Refused(ValueError, f"RabbitMQ cannot read {value}; send it as str")
     return _FLOAT64.pack(b"d", value)
 
 
