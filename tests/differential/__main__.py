@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import time
 
 from leveret.testing import Broker
 from tests.differential.play import Pair, shrunk
+from tests.differential.regressions import REGRESSIONS
 from tests.differential.sequences import sequence
 from tests.support.node import Node
 
@@ -19,6 +21,10 @@ async def explore(version: str, real: str, seed: int, first: int, count: int, pa
         seen: dict[str, int] = {}
         began = time.monotonic()
         spent = 0.0
+        for name, operations in REGRESSIONS.items():
+            found = await pair.play(operations)
+            if found is not None:
+                print(f"--- {name}\n{found}", flush=True)
         for number in range(first, first + count):
             try:
                 found = await pair.play(sequence(seed, number))
@@ -51,6 +57,7 @@ def main() -> None:
     parser.add_argument("--patience", type=float, default=0.7)
     parser.add_argument("--url", help="of a RabbitMQ of that version that runs already")
     args = parser.parse_args()
+    logging.disable()
     if args.url:
         asyncio.run(explore(args.version, args.url, args.seed, args.first, args.sequences, args.patience))
         return

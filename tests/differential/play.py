@@ -98,6 +98,8 @@ def describe(one: Any, other: Any, path: str = "") -> str:
         for key in sorted(one.keys() | other.keys(), key=str):
             if one.get(key) != other.get(key):
                 return describe(one.get(key), other.get(key), f"{path}.{key}")
+    if path.endswith(".closed"):
+        return f"{path}:\n  RabbitMQ {one!r}\n  leveret  {other!r}"
     if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
         for index, pair in enumerate(zip(one, other, strict=True)):
             if pair[0] != pair[1]:

@@ -33,6 +33,9 @@ _MATCHES: tuple[dict[str, Any], ...] = (
 )
 
 
+_MAY_NOT_WAIT = {"queue.bind", "queue.delete", "queue.purge", "exchange.bind", "exchange.unbind", "exchange.delete"}
+
+
 class Maker:
     """Makes one sequence; what it knows of the broker's state is a guess that makes the operations meaningful."""
 
@@ -59,6 +62,8 @@ class Maker:
 
     def add(self, kind: str, channel: int | None = None, **arguments: Any) -> None:
         """One more operation."""
+        if kind in _MAY_NOT_WAIT and self.chance(0.04):
+            arguments["nowait"] = True
         self.operations.append(Op(kind, self.pick(*self.channels) if channel is None else channel, **arguments))
 
     def queue(self) -> str:
@@ -108,7 +113,7 @@ class Maker:
             if self.chance(0.5 if self.short else rare):
                 arguments["x-message-ttl"] = self.pick(0, ttl, ttl, LONG)
             if self.chance(0.2 if self.short else 0.05):
-                arguments["x-expires"] = self.pick(ttl, ttl, LONG)
+                arguments["x-expires"] = self.pick(ttl, ttl, LONG) if kind == "classic" else LONG
             if self.chance(0.3):
                 arguments["x-dead-letter-exchange"] = self.pick("", "x0", "x1", "amq.fanout", "x3")
                 if self.chance(0.6):
@@ -116,7 +121,7 @@ class Maker:
             if self.chance(0.25):
                 arguments["x-max-length"] = self.pick(0, 1, 1, 2, 3)
             if self.chance(0.07):
-                arguments["x-max-length-bytes"] = self.pick(0, 3, 10, 1000)
+                arguments["x-max-length-bytes"] = self.pick(0, 3, 10, 1000) if kind == "classic" else 1000
             if self.chance(0.25):
                 arguments["x-overflow"] = self.pick(
                     "drop-head", "reject-publish", "reject-publish", "reject-publish-dlx"
@@ -191,7 +196,8 @@ class Maker:
         previous = [each for each in self.operations if each.kind.endswith(".bind") and self.random.random() < 0.8]
         if verb == "unbind" and previous:
             chosen = self.random.choice(previous)
-            self.add(chosen.kind.replace(".bind", ".unbind"), **chosen.arguments)
+            same = {name: value for name, value in chosen.arguments.items() if name != "nowait"}
+            self.add(chosen.kind.replace(".bind", ".unbind"), **same)
         elif self.chance(0.25) and self.exchanges:
             self.add(f"exchange.{verb}", destination=self.exchange(), source=exchange, **self.binding(exchange))
         else:
@@ -247,6 +253,8 @@ class Maker:
         """Begin to consume."""
         channel = self.pick(*self.channels)
         tag = self.pick("c0", "c1", "c2", "c3", "c0", "c1")
+        if self.quorum:
+            tag = f"c{len(self.operations)}"  # see known.py: tags that are used again
         if (channel, tag) in self.consumers and not self.chance(0.05):
             return
         flags: dict[str, Any] = {}
@@ -351,7 +359,7 @@ class Maker:
         ]
         if any(each.kind == "tx.select" for each in self.operations):
             verbs.append((lambda: self.add(self.pick("tx.commit", "tx.commit", "tx.rollback"), 0), 15))
-        for _ in range(self.random.randrange(3, 11)):
+        for _ in range(self.random.randrange(3, 11) if self.chance(0.7) else self.random.randrange(10, 26)):
             self.random.choices([each for each, _ in verbs], [weight for _, weight in verbs])[0]()
         return self.operations
 

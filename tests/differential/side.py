@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import datetime
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from pamqp import commands
-from pamqp.commands import Basic, Queue
+from pamqp.commands import INDEX_MAPPING, Basic, Exchange, Queue
 from pamqp.commands import Channel as ChannelMethods
 
 import leveret
@@ -31,11 +30,7 @@ CONNECTION_OF = (0, 0, 1)
 """Channel → connection."""
 _NAME = re.compile(r"\b(?:[qx]|gen)\d\b")
 _RANDOM = re.compile(r"(amq\.(?:gen-|ctag-|rabbitmq\.reply-to\.))[\w=./+-]+")
-_METHODS: dict[str, type[Frame]] = {
-    command.name.lower(): command
-    for command in commands.INDEX_MAPPING.values()  # type: ignore[misc]
-}
-_METHODS |= {name.replace("selectok", "select-ok"): command for name, command in _METHODS.items()}
+_METHODS = {command.name.lower(): command for command in cast("dict[int, type[Frame]]", INDEX_MAPPING).values()}
 
 
 class Slot:
@@ -51,7 +46,7 @@ class Slot:
         self.settled_in_tx: dict[int, tuple[str, int]] = {}
         self.no_ack: set[str] = set()
         self.counts: dict[str, int] = {}
-        self.was_told_closed = False
+        self.seen: dict[str, Any] = {"deliveries": {}, "returns": [], "cancels": [], "confirms": {}}
 
     def arrived(self, who: str, tag: int, *, no_ack: bool) -> None:
         """A message came."""
@@ -150,7 +145,7 @@ class Side:
             await raw.request(make(Queue.Delete, queue=self._full(name)))
         for name, connection in self.exchanges.items():
             raw = await self._observer(connection)
-            await raw.request(make(commands.Exchange.Delete, exchange=self._full(name)))
+            await raw.request(make(Exchange.Delete, exchange=self._full(name)))
         self.slots.clear()
         self.generated.clear()
         self.queues.clear()
@@ -169,7 +164,6 @@ class Side:
         slot = await self._slot(op.channel)
         if op.kind == "close":
             await slot.raw.request(make(ChannelMethods.Close, reply_code=200, reply_text="bye"))
-            slot.was_told_closed = True
             return None
         if op.kind == "settle":
             return self._settle(slot, dict(op.arguments), may_be_multiple)
@@ -224,6 +218,9 @@ class Side:
         tag = arguments.get("consumer_tag", "")
         if op.kind == "basic.consume" and arguments.get("no_ack"):
             slot.no_ack.add(tag)
+        if arguments.get("nowait"):
+            slot.raw.send(make(_METHODS[op.kind], **arguments))
+            return None
         reply = await slot.raw.request(make(_METHODS[op.kind], **arguments))
         if isinstance(reply, Closed):
             return None  # the state says so
@@ -255,8 +252,7 @@ class Side:
         if isinstance(reply, Message):
             assert isinstance(reply.method, GetOk)
             slot.arrived("get", reply.method.delivery_tag, no_ack=bool(op.arguments.get("no_ack")))
-            # how many are left is not told: a quorum queue counts on while it answers
-            return ["get-ok", bool(reply.method.redelivered), *self._content(reply)]
+            return ["get-ok", reply.method.message_count, bool(reply.method.redelivered), *self._content(reply)]
         return [reply.name, {name: self._short(getattr(reply, name)) for name in reply.__slots__}]
 
     def _content(self, message: Message) -> list[Any]:
@@ -306,10 +302,7 @@ class Side:
 
     def _heard(self, slot: Slot) -> dict[str, Any]:
         """What *slot* has heard so far."""
-        seen: dict[str, Any] = {"deliveries": {}, "returns": [], "cancels": [], "confirms": {}}
-        if not hasattr(slot, "told"):
-            slot.told = seen  # type: ignore[attr-defined]
-        seen = slot.told  # type: ignore[attr-defined]
+        seen = slot.seen
         for each in slot.raw.heard:
             if isinstance(each, Message) and isinstance(each.method, Deliver):
                 tag = self._short(each.method.consumer_tag.decode())

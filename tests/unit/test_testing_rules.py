@@ -114,9 +114,9 @@ def test_expirations_that_are_none(text: str, problem: str) -> None:
 def test_nobody_publishes_as_somebody_else() -> None:
     message = Stored.of("", "q", Properties(user_id="other"), b"")
     with pytest.raises(Refusal, match="user_id property set to 'other' but authenticated user was 'guest'"):
-        check_properties(message, "guest", may_impersonate=False)
-    check_properties(message, "guest", may_impersonate=True)
-    check_properties(message, "other", may_impersonate=False)
+        check_properties(message, "guest", may_impersonate=False, user_first=False)
+    check_properties(message, "guest", may_impersonate=True, user_first=False)
+    check_properties(message, "other", may_impersonate=False, user_first=False)
 
 
 def test_copies_go_to_cc_and_bcc() -> None:

@@ -5,7 +5,7 @@ The order of the checks and the Erlang terms in the texts are RabbitMQ's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from leveret.testing.messages import erlang_type
@@ -80,6 +80,15 @@ def _priority(value: Any, arguments: Mapping[str, Any]) -> str | None:
     return problem
 
 
+def _positive(value: Any, arguments: Mapping[str, Any]) -> str | None:
+    return "{value_zero,0}" if _is_int(value) and value == 0 else _non_negative(value, arguments)
+
+
+def _version(value: Any, arguments: Mapping[str, Any]) -> str | None:
+    problem = _non_negative(value, arguments)
+    return f"\"unsupported queue version '{value}'\"" if problem is None and value not in {1, 2} else problem
+
+
 def _flag(value: Any, _: Mapping[str, Any]) -> str | None:
     return None if isinstance(value, bool) else _bad_type(value)
 
@@ -111,74 +120,26 @@ _CHECKS: Final[dict[str, _Check]] = {
     "x-max-priority": _priority,
     "x-overflow": _one_of("invalid_overflow", "drop-head", "reject-publish", "reject-publish-dlx"),
     "x-queue-mode": _one_of("\"unsupported queue mode '{}'\"", "default", "lazy"),
-    "x-queue-version": _one_of("\"unsupported queue version '{}'\"", 1, 2),
+    "x-queue-version": _version,
     "x-single-active-consumer": _flag,
+    "x-consumer-timeout": _non_negative,
+    "x-consumer-disconnected-timeout": _non_negative,
     "x-queue-type": _one_of("\"unsupported queue type '{}'\"", "classic", "quorum", "stream"),
-    "x-quorum-initial-group-size": _non_negative,
+    "x-quorum-initial-group-size": _positive,
     "x-max-age": _age,
     "x-stream-max-segment-size-bytes": _non_negative,
-    "x-initial-cluster-size": _non_negative,
+    "x-stream-filter-size-bytes": _non_negative,
+    "x-initial-cluster-size": _positive,
     "x-queue-leader-locator": _one_of("invalid_queue_locator_arg", "client-local", "balanced"),
 }
-
-_COMMON: Final = ("x-queue-type", "x-max-length", "x-max-length-bytes", "x-single-active-consumer")
-_DEAD: Final = ("x-dead-letter-exchange", "x-dead-letter-routing-key")
-ARGUMENTS: Final[dict[str, frozenset[str]]] = {
-    "classic": frozenset(
-        {
-            *_COMMON,
-            *_DEAD,
-            "x-expires",
-            "x-max-priority",
-            "x-message-ttl",
-            "x-overflow",
-            "x-queue-leader-locator",
-            "x-queue-master-locator",
-            "x-queue-mode",
-            "x-queue-version",
-        }
-    ),
-    "quorum": frozenset(
-        {
-            *_COMMON,
-            *_DEAD,
-            "x-consumer-timeout",
-            "x-dead-letter-strategy",
-            "x-delayed-retry-max",
-            "x-delayed-retry-min",
-            "x-delayed-retry-type",
-            "x-delivery-limit",
-            "x-expires",
-            "x-max-in-memory-bytes",
-            "x-max-in-memory-length",
-            "x-message-ttl",
-            "x-overflow",
-            "x-queue-leader-locator",
-            "x-quorum-initial-group-size",
-            "x-quorum-target-group-size",
-        }
-    ),
-    "stream": frozenset(
-        {
-            *_COMMON,
-            "x-initial-cluster-size",
-            "x-max-age",
-            "x-queue-leader-locator",
-            "x-stream-filter-size-bytes",
-            "x-stream-max-segment-size-bytes",
-        }
-    ),
-}
-"""What each type of queue knows; declarations that differ in anything else are the same."""
-_ORDER: Final = ("x-expires", "x-message-ttl", *_DEAD, "x-max-length", "x-max-length-bytes")
-"""What is compared first."""
-_KNOWN: Final = ARGUMENTS["classic"] | ARGUMENTS["quorum"] | ARGUMENTS["stream"]
 
 
 def check_declaration(
     name: str,
     vhost: str,
     arguments: Mapping[str, Any],
+    known: Mapping[str, tuple[str, ...]],
+    unchecked: Container[str],
     *,
     durable: bool,
     exclusive: bool,
@@ -186,45 +147,59 @@ def check_declaration(
 ) -> None:
     """Refuse what RabbitMQ refuses.
 
+    Args:
+        name, vhost, arguments, durable, exclusive, auto_delete: the declaration.
+        known: the arguments that each type of queue knows.
+        unchecked: those that may have any value.
+
     Raises:
         Refusal: 406.
     """
     called = queue_name(name, vhost)
-    kind = arguments.get("x-queue-type", "classic")
-    if kind in ARGUMENTS:
-        for key in sorted(_KNOWN & arguments.keys()):
-            if key not in ARGUMENTS[kind]:
-                raise Refusal(406, f"invalid arg '{key}' for {called} of queue type rabbit_{kind}_queue")
     exchange = arguments.get("x-dead-letter-exchange", "")
     if not isinstance(exchange, str):
         raise Refusal(406, f"invalid type '{erlang_type(exchange)}' for arg 'x-dead-letter-exchange' in {called}")
-    for key, check in _CHECKS.items():
-        if key in arguments:
-            problem = check(arguments[key], arguments)
-            if problem is not None:
-                raise Refusal(406, f"invalid arg '{key}' for {called}: {problem}")
+    _check_value("x-queue-type", arguments, called)
+    kind: str = arguments.get("x-queue-type", "classic")
+    for key in _CHECKS:
+        if key in known[kind] and key not in unchecked:
+            _check_value(key, arguments, called)
+    others = {each for keys in known.values() for each in keys} - {*known[kind]}
+    for key in arguments if "x-queue-type" in arguments else sorted(arguments):  # RabbitMQ sorts when it adds the type
+        if key in others:
+            raise Refusal(406, f"invalid arg '{key}' for {called} of queue type rabbit_{kind}_queue")
     if kind != "classic":
-        flags = {"non-durable": not durable, "exclusive-owner": exclusive, "auto-delete": auto_delete}
+        flags = {"auto-delete": auto_delete, "exclusive-owner": exclusive, "non-durable": not durable}
         for flag, is_set in flags.items():
             if is_set:
                 raise Refusal(406, f"invalid property '{flag}' for {called}")
 
 
-def assert_same(queue: Queue, vhost: str, arguments: Mapping[str, Any], **flags: bool) -> None:
-    """Refuse a declaration that does not fit the *queue* that is there.
+def _check_value(key: str, arguments: Mapping[str, Any], called: str) -> None:
+    if key in arguments and (problem := _CHECKS[key](arguments[key], arguments)) is not None:
+        raise Refusal(406, f"invalid arg '{key}' for {called}: {problem}")
+
+
+def assert_same(
+    queue: Queue, vhost: str, arguments: Mapping[str, Any], known: Iterable[str], *, durable: bool, auto_delete: bool
+) -> None:
+    """Refuse a declaration that does not fit the *queue* that is there; only *known* arguments are compared.
 
     Raises:
         Refusal: 406, with the first thing that differs.
     """
     called = queue_name(queue.name, vhost)
-    for key, current in (("durable", queue.durable), ("auto_delete", queue.auto_delete)):
-        if key in flags and flags[key] != current:
-            raise inequivalent(key, called, flags[key], current)
-    assert_same_arguments(queue.arguments, arguments, called, [*_ORDER, *sorted(ARGUMENTS[queue.type] - {*_ORDER})])
+    for key, received, current in (
+        ("durable", durable, queue.durable),
+        ("auto_delete", auto_delete, queue.auto_delete),
+    ):
+        if received != current:
+            raise inequivalent(key, called, received, current)
+    assert_same_arguments(queue.arguments, arguments, called, known)
 
 
 def assert_same_arguments(
-    current: Mapping[str, Any], received: Mapping[str, Any], called: str, keys: list[str]
+    current: Mapping[str, Any], received: Mapping[str, Any], called: str, keys: Iterable[str]
 ) -> None:
     """Refuse arguments that differ in one of *keys*."""
     for key in keys:
@@ -244,7 +219,7 @@ def assert_same_arguments(
 def inequivalent(key: str, called: str, received: object, current: object) -> Refusal:
     """Two plain values that differ."""
     return Refusal(
-        406, f"inequivalent arg '{key}' for {called}: received '{_plain(received)}' but current is '{_plain(current)}'"
+        406, f"inequivalent arg '{key}' for {called}: received '{plain(received)}' but current is '{plain(current)}'"
     )
 
 
@@ -256,9 +231,12 @@ def _class(value: object) -> str:
     return "int" if kind in {"signedint", "long"} else kind
 
 
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
+    """As Erlang prints it, of the simple types."""
+    if value is None:
+        return "undefined"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _typed(value: object) -> str:
-    return "none" if value is _NONE else f"the value '{_plain(value)}' of type '{erlang_type(value)}'"
+    return "none" if value is _NONE else f"the value '{plain(value)}' of type '{erlang_type(value)}'"

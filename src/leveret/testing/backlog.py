@@ -94,18 +94,15 @@ class Backlog:
         return entry
 
     def expired(self, now: float) -> Iterator[Entry]:
-        """Take what has expired at the head of each priority: RabbitMQ looks no further than there."""
-        for level in self._levels.values():
-            while (head := level.head()) is not None and head.expires_at is not None and head.expires_at <= now:
-                level.pop()
-                self.count -= 1
-                self.size -= len(head.message.body)
-                yield head
+        """Take what has expired at the head of the highest priority: RabbitMQ looks no further than there."""
+        while (when := self.next_expiry()) is not None and when <= now:
+            yield self.pop()
 
     def next_expiry(self) -> float | None:
-        """When the first of the heads expires."""
-        heads = [head.expires_at for level in self._levels.values() if (head := level.head()) is not None]
-        return min((when for when in heads if when is not None), default=None)
+        """When the head expires."""
+        heads = (head for level in self._levels.values() if (head := level.head()) is not None)
+        head = next(heads, None)
+        return None if head is None else head.expires_at
 
     def clear(self) -> list[Entry]:
         """Take all."""

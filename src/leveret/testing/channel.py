@@ -22,7 +22,7 @@ from leveret.wire.codec import METHOD
 from leveret.wire.methods import make
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from leveret.testing.queues import Queue
     from leveret.testing.session import Session
@@ -164,7 +164,7 @@ class Channel:
             self._make_room(unacked.consumer)
             if self.global_prefetch:
                 self.dispatch()
-            elif queue.ready:
+            elif queue.ready or queue.consumers.has_blocked:
                 queue.dispatch()
 
     def settle(self, tag: int, *, multiple: bool, verdict: str) -> None:
@@ -203,20 +203,19 @@ class Channel:
         return found
 
     def _settle(self, found: Iterable[Unacked], verdict: str) -> None:
-        found = list(found)
-        for each in found:
-            if each.consumer is not None:
-                self._make_room(each.consumer)
-        if verdict in {"requeue", "retry"}:
-            requeue(found, failed=verdict == "retry")
-        else:
-            for each in found:
+        for queue, group in _by_consumer(found):
+            for each in group:
+                if each.consumer is not None:
+                    self._make_room(each.consumer)
+            if verdict in {"requeue", "retry"}:
+                queue.requeue([each.entry for each in group], failed=verdict == "retry")
+                continue
+            for each in group:
                 if verdict == "ack":
-                    each.queue.settled(each.entry)
+                    queue.settled(each.entry)
                 else:
-                    each.queue.reject(each.entry)
-            for queue in dict.fromkeys(each.queue for each in found):
-                queue.dispatch()
+                    queue.reject(each.entry)
+            queue.dispatch()
         if self.global_prefetch:
             self.dispatch()
 
@@ -240,11 +239,17 @@ class Channel:
     # ---------------------------------------------------------------------------------------------- transactions
 
     def commit(self) -> None:
-        """Do what the transaction holds."""
+        """Do what the transaction holds.
+
+        Raises:
+            Refusal: 406: a queue refused a message; the rest is done.
+        """
         settled, self._tx_settled = self._tx_settled, []
-        self.publisher.commit()
+        is_complete = self.publisher.commit()
         for found, verdict in settled:
             self._settle(found, verdict)
+        if not is_complete:
+            raise Refusal(406, "partial tx completion")
 
     def rollback(self) -> None:
         """Forget what the transaction holds; what it settled waits for its ack again."""
@@ -342,6 +347,17 @@ class Channel:
             else:
                 queue.touch()
                 queue.dispatch()
+
+
+def _by_consumer(found: Iterable[Unacked]) -> Iterator[tuple[Queue, list[Unacked]]]:
+    """Deliveries as RabbitMQ settles them: those of one consumer at a time, by the names of queue and tag."""
+    groups: dict[tuple[str, bool, str], list[Unacked]] = {}
+    for each in found:
+        consumer = each.consumer
+        key = (each.queue.name, consumer is not None, "" if consumer is None else consumer.tag)
+        groups.setdefault(key, []).append(each)
+    for _, group in sorted(groups.items()) if len(groups) > 1 else groups.items():
+        yield group[0].queue, group
 
 
 def requeue(found: Iterable[Unacked], *, failed: bool = False) -> None:

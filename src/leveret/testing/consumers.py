@@ -85,14 +85,19 @@ class Consumers:
 
     Args:
         single_active: whether only one of them gets messages, until it goes (``x-single-active-consumer``).
+
+    Attributes:
+        is_single_active: that.
+        active: that one.
     """
 
-    __slots__ = ("_groups", "_order", "_single_active", "active")
+    __slots__ = ("_blocked", "_order", "_turns", "active", "is_single_active")
 
     def __init__(self, *, single_active: bool = False) -> None:
-        self._single_active = single_active
+        self.is_single_active = single_active
         self._order: list[Consumer] = []
-        self._groups: list[deque[Consumer]] = []
+        self._turns: dict[int, deque[Consumer]] = {}  # by priority, highest first
+        self._blocked: list[Consumer] = []
         self.active: Consumer | None = None
 
     def __len__(self) -> int:
@@ -104,31 +109,71 @@ class Consumers:
     def add(self, consumer: Consumer) -> None:
         """Let *consumer* have its turns."""
         self._order.append(consumer)
-        self._regroup()
+        if not self.is_single_active:
+            self._line_up(consumer)
+        elif self.active is None:
+            self._activate(consumer)
+
+    def _line_up(self, consumer: Consumer) -> None:
+        turns = self._turns.get(consumer.priority)
+        if turns is None:
+            self._turns[consumer.priority] = turns = deque()
+            self._turns = dict(sorted(self._turns.items(), reverse=True))
+        turns.append(consumer)
+
+    def _activate(self, consumer: Consumer | None) -> None:
+        self.active = consumer
+        self._turns.clear()
+        self._blocked.clear()
+        if consumer is not None:
+            self._line_up(consumer)
 
     def remove(self, consumer: Consumer) -> None:
         """Let it have none."""
-        if consumer in self._order:
-            self._order.remove(consumer)
-        if self.active is consumer:
-            self.active = None
-        self._regroup()
-
-    def _regroup(self) -> None:
-        if self._single_active:
-            if self.active is None and self._order:
-                self.active = max(self._order, key=lambda each: each.priority)  # of equals, the first that came
-            self._groups = [deque([self.active])] if self.active is not None else []
+        if consumer not in self._order:
             return
-        priorities = sorted({each.priority for each in self._order}, reverse=True)
-        self._groups = [deque(each for each in self._order if each.priority == p) for p in priorities]
+        self._order.remove(consumer)
+        if self.active is consumer:
+            # The one of the highest priority; of equals, the first that came.
+            self._activate(max(self._order, key=lambda each: each.priority, default=None))
+        elif consumer in self._blocked:
+            self._blocked.remove(consumer)
+        elif not self.is_single_active:
+            self._turns[consumer.priority].remove(consumer)
+
+    @property
+    def has_blocked(self) -> bool:
+        """Whether somebody had no room when it was asked."""
+        return bool(self._blocked)
+
+    def refresh(self) -> None:
+        """Let those queue up again who have room again."""
+        waiting, self._blocked = self._blocked, []
+        for each in waiting:
+            if each.taker.can_take(each):
+                self._line_up(each)
+            else:
+                self._blocked.append(each)
+
+    def set_aside(self, consumer: Consumer) -> None:
+        """Take its turns from *consumer* if it has no room, before it is asked."""
+        turns = self._turns.get(consumer.priority, ())
+        if consumer in turns and not consumer.taker.can_take(consumer):
+            self._turns[consumer.priority].remove(consumer)
+            self._blocked.append(consumer)
 
     def next(self) -> Consumer | None:
-        """Whose turn it is, among those who have room."""
-        for group in self._groups:
-            for _ in range(len(group)):
-                consumer = group[0]
-                group.rotate(-1)
+        """Whose turn it is, among those who have room.
+
+        Who has none loses its place, and queues up again at the end when it has.
+        """
+        if self._blocked:
+            self.refresh()
+        for turns in self._turns.values():
+            while turns:
+                consumer = turns[0]
                 if consumer.taker.can_take(consumer):
+                    turns.rotate(-1)
                     return consumer
+                self._blocked.append(turns.popleft())
         return None

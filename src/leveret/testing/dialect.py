@@ -32,18 +32,26 @@ class Dialect:
         unknown_type_is_hard: an unknown exchange type closes the connection (503).
         names_permission: a refused access says which permission is missing.
         default_delivery_limit: of quorum queues; ``None`` is no limit.
+        quorum_priorities: how many priorities quorum queues have; 1 is none, 2 are normal and high, more are strict.
         quorum_requeues_at_end: what returns to a quorum queue without a delivery limit goes to its end.
         tells_first_get: ``basic.get`` from a quorum queue gives ``x-delivery-count: 0`` with a message that is new.
         counts_failures_only: ``basic.nack`` does not count as a delivery of a quorum queue, ``basic.reject`` does;
             ``x-acquired-count`` counts all, and ``x-delayed-retry-…`` work.
         has_global_prefetch: ``basic.qos`` with ``global`` is about the channel; otherwise it is as without.
         returns_replies: a mandatory direct reply is delivered, and returned all the same.
-        crashes_on_bad_offset: a stream offset that is none closes the connection (541).
+        crashes_on_bad_values: a stream offset, or the type of a queue without a name, that there is not closes the
+            connection (541).
         has_last_death: dead letters carry ``x-last-death-…``.
         timeout_closes_channel: an overdue ack costs the channel; otherwise the consumer, of a quorum queue only.
         checks_body_size: content that is longer than declared, or too long by far, closes the connection.
         wrong_header_answer: what is sent to whoever does not speak AMQP.
         has_local_random: exchanges of type ``x-local-random``.
+        queue_arguments: type of queue → the arguments that it knows, in the order in which they are compared.
+        streams_tell_durability: what comes out of a stream has a ``delivery_mode``, 1 where it came in without.
+        checks_user_first: of a message whose ``user_id`` and ``expiration`` are both wrong.
+        unchecked_arguments: those that may have any value.
+        quorum_in_text: what the refusal of a ``basic.get`` calls a quorum queue.
+        consumer_arguments: type of queue → the arguments that its consumers know.
     """
 
     version: str
@@ -54,17 +62,24 @@ class Dialect:
     unknown_type_is_hard: bool
     names_permission: bool
     default_delivery_limit: int | None
+    quorum_priorities: int
     quorum_requeues_at_end: bool
     tells_first_get: bool
     counts_failures_only: bool
     has_global_prefetch: bool
     returns_replies: bool
-    crashes_on_bad_offset: bool
+    crashes_on_bad_values: bool
     has_last_death: bool
     timeout_closes_channel: bool
     checks_body_size: bool
     wrong_header_answer: bytes
     has_local_random: bool
+    queue_arguments: Mapping[str, tuple[str, ...]]
+    streams_tell_durability: bool
+    checks_user_first: bool
+    unchecked_arguments: tuple[str, ...]
+    quorum_in_text: str
+    consumer_arguments: Mapping[str, tuple[str, ...]]
 
     @property
     def version_info(self) -> tuple[int, ...]:
@@ -98,6 +113,48 @@ CAPABILITIES: Final[Mapping[str, FieldValue]] = MappingProxyType(
     }
 )
 
+_CLASSIC: Final = (
+    "x-expires",
+    "x-message-ttl",
+    "x-dead-letter-exchange",
+    "x-dead-letter-routing-key",
+    "x-max-length",
+    "x-max-length-bytes",
+    "x-max-priority",
+    "x-overflow",
+    "x-queue-mode",
+    "x-queue-version",
+    "x-single-active-consumer",
+    "x-queue-type",
+    "x-queue-master-locator",
+)
+_QUORUM: Final = (
+    "x-dead-letter-exchange",
+    "x-dead-letter-routing-key",
+    "x-dead-letter-strategy",
+    "x-expires",
+    "x-max-length",
+    "x-max-length-bytes",
+    "x-max-in-memory-length",
+    "x-max-in-memory-bytes",
+    "x-overflow",
+    "x-single-active-consumer",
+    "x-queue-type",
+    "x-quorum-initial-group-size",
+    "x-delivery-limit",
+    "x-message-ttl",
+    "x-queue-leader-locator",
+)
+_STREAM: Final = (
+    "x-max-length-bytes",
+    "x-queue-type",
+    "x-max-age",
+    "x-stream-max-segment-size-bytes",
+    "x-initial-cluster-size",
+    "x-queue-leader-locator",
+)
+_STREAM_CONSUMERS: Final = ("x-stream-offset", "x-stream-filter", "x-stream-match-unfiltered")
+
 _3_10: Final = Dialect(
     version="3.10",
     server_version="3.10.8",
@@ -107,17 +164,28 @@ _3_10: Final = Dialect(
     unknown_type_is_hard=True,
     names_permission=False,
     default_delivery_limit=None,
+    quorum_priorities=1,
     quorum_requeues_at_end=True,
     tells_first_get=True,
     counts_failures_only=False,
     has_global_prefetch=True,
     returns_replies=True,
-    crashes_on_bad_offset=True,
+    crashes_on_bad_values=True,
     has_last_death=False,
     timeout_closes_channel=True,
     checks_body_size=False,
     wrong_header_answer=b"AMQP\x00\x00\x09\x01",
     has_local_random=False,
+    queue_arguments={"classic": _CLASSIC, "quorum": _QUORUM, "stream": _STREAM},
+    streams_tell_durability=False,
+    checks_user_first=True,
+    unchecked_arguments=(),
+    quorum_in_text="quorum",
+    consumer_arguments={
+        "classic": ("x-cancel-on-ha-failover", "x-priority", "x-credit"),
+        "quorum": ("x-priority", "x-credit"),
+        "stream": ("x-stream-offset", "x-credit"),
+    },
 )
 _4_0: Final = Dialect(
     version="4.0",
@@ -128,17 +196,24 @@ _4_0: Final = Dialect(
     unknown_type_is_hard=False,
     names_permission=True,
     default_delivery_limit=20,
+    quorum_priorities=2,
     quorum_requeues_at_end=False,
     tells_first_get=False,
     counts_failures_only=False,
     has_global_prefetch=True,
     returns_replies=True,
-    crashes_on_bad_offset=True,
+    crashes_on_bad_values=True,
     has_last_death=True,
     timeout_closes_channel=True,
     checks_body_size=False,
     wrong_header_answer=b"AMQP\x03\x01\x00\x00",
     has_local_random=True,
+    queue_arguments={"classic": (*_CLASSIC, "x-queue-leader-locator"), "quorum": _QUORUM, "stream": _STREAM},
+    streams_tell_durability=True,
+    checks_user_first=False,
+    unchecked_arguments=(),
+    quorum_in_text="quorum",
+    consumer_arguments={"classic": ("x-priority",), "quorum": ("x-priority",), "stream": _STREAM_CONSUMERS},
 )
 _4_3: Final = Dialect(
     version="4.3",
@@ -149,17 +224,47 @@ _4_3: Final = Dialect(
     unknown_type_is_hard=False,
     names_permission=True,
     default_delivery_limit=20,
+    quorum_priorities=32,
     quorum_requeues_at_end=False,
     tells_first_get=False,
     counts_failures_only=True,
     has_global_prefetch=False,
     returns_replies=False,
-    crashes_on_bad_offset=False,
+    crashes_on_bad_values=False,
     has_last_death=True,
     timeout_closes_channel=False,
     checks_body_size=True,
     wrong_header_answer=b"AMQP\x03\x01\x00\x00",
     has_local_random=True,
+    queue_arguments={
+        "classic": (*_CLASSIC, "x-queue-leader-locator"),
+        "quorum": (
+            *_QUORUM,
+            "x-consumer-disconnected-timeout",
+            "x-consumer-timeout",
+            "x-delayed-retry-type",
+            "x-delayed-retry-min",
+            "x-delayed-retry-max",
+        ),
+        "stream": (
+            "x-max-length-bytes",
+            "x-queue-type",
+            "x-max-age",
+            "x-stream-max-segment-size-bytes",
+            "x-stream-filter-size-bytes",
+            "x-initial-cluster-size",
+            "x-queue-leader-locator",
+        ),
+    },
+    streams_tell_durability=True,
+    checks_user_first=False,
+    unchecked_arguments=("x-queue-mode",),
+    quorum_in_text='<<"quorum">>',
+    consumer_arguments={
+        "classic": ("x-priority",),
+        "quorum": ("x-priority", "x-consumer-timeout"),
+        "stream": _STREAM_CONSUMERS,
+    },
 )
 VERSIONS: Final[Mapping[str, Dialect]] = MappingProxyType({each.version: each for each in (_3_10, _4_0, _4_3)})
 """What ``Broker(version=…)`` takes."""

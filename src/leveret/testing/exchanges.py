@@ -89,6 +89,15 @@ class Exchange:
         name = self.arguments.get("alternate-exchange")
         return name if isinstance(name, str) else None
 
+    def check(self, new: Binding) -> None:
+        """Refuse a binding that the type cannot have.
+
+        Raises:
+            Refusal: 406: an ``x-match`` that there is not.
+        """
+        if self.type == "headers":
+            check_match(new.arguments)
+
     def bind(self, new: Binding) -> bool:
         """Add a binding; whether it is a new one."""
         if new.identity in self.bindings:
@@ -176,6 +185,11 @@ class LocalRandom(Fanout):
         return [random.choice(list(self._bindings.values()))] if self._bindings else ()
 
 
+def _words(key: str) -> list[str]:
+    """The words of a key; an empty one has none."""
+    return key.split(".") if key else []
+
+
 class _Node:
     """A word of the patterns in a topic exchange."""
 
@@ -196,7 +210,7 @@ class Topic:
     def add(self, binding: Binding) -> None:
         """Take *binding* into account."""
         node = self._root
-        for word in binding.key.split("."):
+        for word in _words(binding.key):
             node = node.children.setdefault(word, _Node())
         node.bindings[binding.identity] = binding.target
         self._known.clear()
@@ -204,7 +218,7 @@ class Topic:
     def remove(self, binding: Binding) -> None:
         """Forget *binding*, and the words that only it had."""
         path = [self._root]
-        words = binding.key.split(".")
+        words = _words(binding.key)
         for word in words:
             path.append(path[-1].children[word])
         del path[-1].bindings[binding.identity]
@@ -220,7 +234,7 @@ class Topic:
         if targets is None:
             if len(self._known) > 4096:
                 self._known.clear()
-            targets = self._known[key] = self._match(key.split("."))
+            targets = self._known[key] = self._match(_words(key))
         return targets
 
     def _match(self, words: list[str]) -> tuple[Target, ...]:
@@ -253,12 +267,7 @@ class Headers:
         self._bindings: list[Binding] = []
 
     def add(self, binding: Binding) -> None:
-        """Take *binding* into account.
-
-        Raises:
-            Refusal: 406: an ``x-match`` that there is not.
-        """
-        check_match(binding.arguments)
+        """Take *binding* into account."""
         self._bindings.append(binding)
 
     def remove(self, binding: Binding) -> None:

@@ -6,7 +6,7 @@ One function a method, in a table at the end. A function that returns a method h
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from pamqp.base import Frame
@@ -48,10 +48,10 @@ def _not_default(name: str) -> None:
 
 def _exchange_declare(channel: Channel, method: Exchange.Declare) -> Frame:
     name, vhost = _name(method.exchange), channel.vhost
+    _not_default(name)
     if method.passive:
         vhost.exchange(name)
         return make(Exchange.DeclareOk)
-    _not_default(name)
     channel.session.check("configure", name, is_queue=False)
     arguments = _table(method.arguments)
     alternate = arguments.get("alternate-exchange")
@@ -107,7 +107,7 @@ def _queue_declare(channel: Channel, method: Queue.Declare) -> Frame:
             raise Refusal(404, f"no {queue_name(name, vhost.name)}")
         return make(Queue.DeclareOk, queue=name, message_count=0, consumer_count=1)
     if method.passive:
-        queue = vhost.queue(_the_queue(channel, name))
+        queue = vhost.queue(name)
         vhost.check_owner(queue, channel.session)
         queue.touch()
     else:
@@ -148,6 +148,8 @@ def _queue_delete(channel: Channel, method: Queue.Delete) -> Frame:
                     f"cannot delete {called}. queue.delete operations with {flag} flag set are not supported by "
                     "quorum queues",
                 )
+    if queue.is_stream:
+        return make(Queue.DeleteOk, message_count=vhost.delete_queue(queue))  # whatever the flags say
     if method.if_unused and queue.consumers:
         raise Refusal(406, f"{called} in use")
     if method.if_empty and queue.ready:
@@ -182,18 +184,23 @@ def _queue_unbind(channel: Channel, method: Queue.Unbind) -> Frame:
 
 def _bind(channel: Channel, source: str, target: Target, key: str, arguments: object) -> None:
     _check_ends(channel, source, target)
-    vhost = channel.vhost
-    if target.is_queue:
-        vhost.check_owner(vhost.queue(target.name), channel.session)
-    else:
+    vhost, new = channel.vhost, binding(source, target, key, _table(arguments))
+    exchange = vhost.exchange(source)
+    queue = vhost.queue(target.name) if target.is_queue else None
+    if queue is None:
         vhost.exchange(target.name)
-    vhost.exchange(source)
-    vhost.bind(binding(source, target, key, _table(arguments)))
+    exchange.check(new)
+    if queue is not None:
+        vhost.check_owner(queue, channel.session)
+    vhost.bind(new)
 
 
 def _unbind(channel: Channel, source: str, target: Target, key: str, arguments: object) -> None:
     _check_ends(channel, source, target)
-    channel.vhost.unbind(binding(source, target, key, _table(arguments)))
+    vhost, old = channel.vhost, binding(source, target, key, _table(arguments))
+    if target.is_queue and vhost.has(old):
+        vhost.check_owner(vhost.queue(target.name), channel.session)
+    vhost.unbind(old)
 
 
 def _check_ends(channel: Channel, source: str, target: Target) -> None:
@@ -220,7 +227,7 @@ def _qos(channel: Channel, method: Basic.Qos) -> Frame:
 
 def _consume(channel: Channel, method: Basic.Consume) -> Frame | None:
     vhost, tag = channel.vhost, _name(method.consumer_tag)
-    if tag in channel.consumers or (channel.reply_consumer is not None and channel.reply_consumer.tag == tag):
+    if tag in channel.consumers:
         raise Refusal(530, f"attempt to reuse consumer tag '{tag}'")
     tag = tag or f"amq.ctag-{secrets.token_urlsafe(16)}"
     if method.queue == REPLY_TO:
@@ -230,12 +237,16 @@ def _consume(channel: Channel, method: Basic.Consume) -> Frame | None:
     queue = vhost.queue(name)
     vhost.check_owner(queue, channel.session)
     called = queue_name(name, vhost.name)
-    consumers = tuple(queue.consumers)
-    if any(each.exclusive for each in consumers) or (method.exclusive and consumers):
-        raise Refusal(403, f"{called} in exclusive use")
     arguments = _table(method.arguments)
-    if (problem := not_an_int(arguments.get("x-priority", 0))) is not None:
+    kind = f"rabbit_{queue.type}_queue"
+    if (problem := not_an_int(arguments.get("x-priority", 0))) is not None and not queue.is_stream:
         raise Refusal(406, f"invalid arg 'x-priority' for {called}: {problem}")
+    for key in _unknown(arguments, channel.server.dialect.consumer_arguments, queue.type):
+        raise Refusal(406, f"invalid arg '{key}' for {called} of queue type {kind}")
+    consumers = tuple(queue.consumers)
+    alone = method.exclusive and (consumers or queue.consumers.is_single_active)
+    if queue.type == "classic" and (alone or any(each.exclusive for each in consumers)):
+        raise Refusal(403, f"{called} in exclusive use")
     if queue.type == "quorum" and channel.global_prefetch:
         raise Refusal(540, f"{called} does not support global qos")
     if queue.is_stream:
@@ -245,7 +256,7 @@ def _consume(channel: Channel, method: Basic.Consume) -> Frame | None:
             raise Refusal(540, f"automatic acknowledgement not supported by stream {called}")
         offset = arguments.get("x-stream-offset", "next")
         if not is_offset(offset):
-            if channel.server.dialect.crashes_on_bad_offset:
+            if channel.server.dialect.crashes_on_bad_values:
                 raise Refusal(541, "", class_id=0, method_id=0)
             problem = f'{{invalid_stream_offset_arg,{{{erlang_type(offset)},<<"{offset}">>}}}}'
             raise Refusal(406, f"invalid arg 'x-stream-offset' for {called}: {problem}")
@@ -264,6 +275,12 @@ def _consume(channel: Channel, method: Basic.Consume) -> Frame | None:
     channel.consumers[tag] = consumer
     queue.add_consumer(consumer)
     return None
+
+
+def _unknown(arguments: Iterable[str], known: Mapping[str, tuple[str, ...]], kind: str) -> list[str]:
+    """The *arguments* that only other types of queues know."""
+    others = {each for keys in known.values() for each in keys} - {*known[kind]}
+    return [key for key in arguments if key in others]
 
 
 def _consume_replies(channel: Channel, method: Basic.Consume, tag: str) -> Frame:
@@ -291,6 +308,12 @@ def _get(channel: Channel, method: Basic.Get) -> Frame | None:
     vhost.check_owner(queue, channel.session)
     if queue.is_stream:
         raise Refusal(540, f"basic.get not supported by stream queues {queue_name(name, vhost.name)}")
+    if queue.is_quorum and queue.consumers.is_single_active:
+        raise Refusal(
+            405,
+            f"cannot obtain access to locked {queue_name(name, vhost.name)}. basic.get operations are not supported by "
+            f"{channel.server.dialect.quorum_in_text} queues with single active consumer",
+        )
     entry = queue.get(no_ack=method.no_ack)
     if entry is None:
         return make(Basic.GetEmpty, cluster_id="")

@@ -137,7 +137,12 @@ class Publisher:
         if flags:
             user = self._channel.session.user
             try:
-                check_properties(message, user.name, may_impersonate=user.impersonates)
+                check_properties(
+                    message,
+                    user.name,
+                    may_impersonate=user.impersonates,
+                    user_first=self._server.dialect.checks_user_first,
+                )
                 if flags & HAS_HEADERS and b"CC" in properties:
                     message = self._with_copies(message)
                 if flags & HAS_REPLY_TO and REPLY_TO.encode() in properties:
@@ -174,7 +179,7 @@ class Publisher:
         changed.also = message.also
         return changed
 
-    def _route(self, exchange: Exchange, message: Stored, mandatory: bool) -> None:
+    def _route(self, exchange: Exchange, message: Stored, mandatory: bool) -> bool:
         routed, taken = self._channel.vhost.publish(exchange, message)
         self._server.note(message, routed)
         if not routed and mandatory:
@@ -194,6 +199,7 @@ class Publisher:
                 self._server.clock.call_later(faults.confirm_delay, lambda: self._confirm(tag, taken))
             else:
                 self._confirm(self._published, taken)
+        return taken
 
     def _confirm(self, tag: int, taken: bool) -> None:
         if self._channel.is_closing or self._channel.session.channels.get(self._channel.number) is not self._channel:
@@ -231,11 +237,11 @@ class Publisher:
 
     # ---------------------------------------------------------------------------------------------- transactions
 
-    def commit(self) -> None:
-        """Route what the transaction holds."""
+    def commit(self) -> bool:
+        """Route what the transaction holds; whether every queue took it."""
         held, self._tx = self._tx, []
-        for exchange, message, mandatory in held:
-            self._route(exchange, message, mandatory)
+        taken = [self._route(exchange, message, mandatory) for exchange, message, mandatory in held]
+        return all(taken)
 
     def rollback(self) -> None:
         """Forget what the transaction holds."""

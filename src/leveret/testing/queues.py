@@ -1,4 +1,4 @@
-"""A queue: what waits in it, who takes it, what expires and what overflows. Classic and quorum; pure.
+"""A queue: what waits in it, who takes it, what expires and what overflows. Classic ones, and what others share; pure.
 
 A queue knows nothing of sockets: consumers are given as :class:`~leveret.testing.consumers.Consumer`, the time as a
 :class:`~leveret.testing.clock.Clock`, and what leaves as a dead letter goes to the :class:`Keeper`.
@@ -6,7 +6,6 @@ A queue knows nothing of sockets: consumers are given as :class:`~leveret.testin
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from leveret.testing.backlog import Backlog
@@ -84,10 +83,7 @@ class Queue:
         self._max_bytes = self._number("x-max-length-bytes")
         self._is_limited = self._max_length is not None or self._max_bytes is not None
         self._overflow = self.arguments.get("x-overflow", "drop-head")
-        limit = self._number("x-delivery-limit")
-        if limit is None:
-            limit = keeper.dialect.default_delivery_limit
-        self._limit = limit if self.is_quorum and limit is not None and limit >= 0 else None
+        self._may_expire = False
         self._expiry: Timer | None = None
         self._unused: Timer | None = None
         self._is_dispatching = False
@@ -128,6 +124,7 @@ class Queue:
         expires_at = None
         if self._ttl is not None or flags & HAS_EXPIRATION:
             expires_at = self._expiry_of(message)
+            self._may_expire = True
         entry = Entry(message, self._position, priority, expires_at)
         if not self.backlog.count and (consumer := self.consumers.next()) is not None:
             self._hand_out(consumer, entry)
@@ -137,7 +134,7 @@ class Queue:
             self._drop_heads()
         if self.backlog.count and self.consumers:
             self.dispatch()
-        if expires_at is not None:
+        if self._may_expire:
             self._expire()
         return True
 
@@ -146,9 +143,9 @@ class Queue:
             return True
         return self._max_bytes is not None and self.backlog.size + size > self._max_bytes
 
-    def _expiry_of(self, message: Stored) -> float | None:
+    def _expiry_of(self, message: Stored, *, least: float = 0.0) -> float | None:
         ttls = [ttl for ttl in (self._ttl, message.ttl) if ttl is not None]
-        return self._clock.now() + min(ttls) if ttls else None
+        return self._clock.now() + max(least, min(ttls)) if ttls else None
 
     def _drop_heads(self) -> None:
         backlog = self.backlog
@@ -165,12 +162,20 @@ class Queue:
         if self._is_dispatching:
             return  # a delivery that made room for the next: the loop below goes on anyway
         self._is_dispatching = True
+        backlog, consumers = self.backlog, self.consumers
+        if consumers.has_blocked:
+            consumers.refresh()
         try:
-            backlog, consumers = self.backlog, self.consumers
             while backlog.count and (consumer := consumers.next()) is not None:
+                if self._may_expire:
+                    self._expire()
+                    if not backlog.count:
+                        break
                 self._hand_out(consumer, backlog.pop())
         finally:
             self._is_dispatching = False
+        if self._may_expire:
+            self._expire()
 
     def _hand_out(self, consumer: Consumer, entry: Entry) -> None:
         entry.acquired += 1
@@ -192,16 +197,8 @@ class Queue:
         return entry
 
     def properties_of(self, entry: Entry, *, by_get: bool = False) -> bytes:
-        """The properties to send *entry* with; those of a quorum queue tell how often it was out."""
-        if not self.is_quorum:
-            return entry.message.properties
-        dialect = self._keeper.dialect
-        headers: dict[str, FieldValue] = {}
-        if entry.acquired > 1 and dialect.counts_failures_only:
-            headers["x-acquired-count"] = entry.acquired - 1
-        if entry.returns or (by_get and dialect.tells_first_get):
-            headers["x-delivery-count"] = entry.returns
-        return entry.message.with_headers(headers) if headers else entry.message.properties
+        """The properties to send *entry* with."""
+        return entry.message.properties
 
     # ------------------------------------------------------------------------------------------ settled and back
 
@@ -216,45 +213,20 @@ class Queue:
             self._keeper.dead_letter(self, entry.message, "rejected")
 
     def requeue(self, entries: Iterable[Entry], *, failed: bool = False) -> None:
-        """*entries* come back, to the places that they had; *failed* says that they were rejected."""
+        """*entries* come back, to the places that they had; *failed*, that they were rejected, is all the same."""
         if self.is_deleted:
             return
         for entry in entries:
             self.unacked -= 1
             entry.redelivered = True
-            if failed or not self._keeper.dialect.counts_failures_only:
-                entry.returns += 1
-            if self._limit is not None and entry.returns > self._limit:
-                self._keeper.dead_letter(self, entry.message, "delivery_limit")
-            elif (delay := self._retry_delay(entry, failed)) is not None:
-                self._clock.call_later(delay, partial(self._is_back, entry))
-            elif self.is_quorum and self._limit is None and self._keeper.dialect.quorum_requeues_at_end:
-                self._position += 1
-                entry.position = self._position
-                self.backlog.push(entry)
-            else:
-                self.backlog.put_back(entry)
-        self._came_back()
-
-    def _retry_delay(self, entry: Entry, failed: bool) -> float | None:
-        """The seconds of ``x-delayed-retry-…``, which RabbitMQ 4.3 has for quorum queues."""
-        kinds = ("all", "failed") if failed else ("all", "returned")
-        if not self._keeper.dialect.counts_failures_only or self.arguments.get("x-delayed-retry-type") not in kinds:
-            return None
-        least, most = self._number("x-delayed-retry-min") or 0, self._number("x-delayed-retry-max")
-        delay = least * max(1, entry.returns)
-        return (delay if most is None else min(delay, most)) / 1000
-
-    def _is_back(self, entry: Entry) -> None:
-        if not self.is_deleted:
             self.backlog.put_back(entry)
-            self._came_back()
+        self._came_back()
 
     def _came_back(self) -> None:
         if self._is_limited and self._overflow == "drop-head":
             self._drop_heads()
-        self.dispatch()
         self._expire()
+        self.dispatch()
 
     # ------------------------------------------------------------------------------------------------ consumers
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leveret.testing.arguments import is_age, parse_age
-from leveret.testing.messages import Entry, Stored
+from leveret.testing.messages import HAS_DELIVERY_MODE, Entry, Stored
 from leveret.testing.queues import Keeper, Queue
 
 if TYPE_CHECKING:
@@ -85,8 +85,11 @@ class Stream(Queue):
                 self._hand_out(consumer, entry)
 
     def properties_of(self, entry: Entry, *, by_get: bool = False) -> bytes:
-        """With the offset as a header."""
-        return entry.message.with_headers({"x-stream-offset": entry.position})
+        """With the offset as a header; a log of AMQP 1.0 messages knows whether each of them is durable."""
+        message = entry.message
+        if self._keeper.dialect.streams_tell_durability and not message.flags & HAS_DELIVERY_MODE:
+            message = message.changed(delivery_mode=1)
+        return message.with_headers({"x-stream-offset": entry.position})
 
     def add_consumer(self, consumer: Consumer) -> None:
         """Begin at ``x-stream-offset``."""

@@ -7,11 +7,12 @@ import secrets
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from leveret.testing.arguments import assert_same, assert_same_arguments, check_declaration, inequivalent
+from leveret.testing.arguments import assert_same, assert_same_arguments, check_declaration, inequivalent, plain
 from leveret.testing.dead_letters import dead_letter, is_cycle
 from leveret.testing.exchanges import PREDECLARED, ROUTERS, Binding, Exchange, Identity, Target
 from leveret.testing.messages import Stored, erlang_type
 from leveret.testing.queues import Queue
+from leveret.testing.quorum import Quorum
 from leveret.testing.refusals import Refusal, exchange_name, queue_name
 from leveret.testing.streams import Stream
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from leveret.testing.dialect import Dialect
     from leveret.testing.queues import Reason
 
+_KINDS: Final[Mapping[str, type[Queue]]] = {"classic": Queue, "quorum": Quorum, "stream": Stream}
 REPLY_TO: Final = "amq.rabbitmq.reply-to"
 
 
@@ -82,14 +84,15 @@ class VirtualHost:
         """
         if kind not in ROUTERS or (kind == "x-local-random" and not self.dialect.has_local_random):
             hard = self.dialect.unknown_type_is_hard
-            raise Refusal(503 if hard else 406, f"unknown exchange type '{kind}'", closes_connection=hard)
+            problem = "unknown" if kind else "invalid"
+            raise Refusal(503 if hard else 406, f"{problem} exchange type '{kind}'", closes_connection=hard)
         called = exchange_name(name, self.name)
         found = self.exchanges.get(name)
         if found is None:
             if name.startswith("amq."):
                 raise Refusal(403, f"exchange name '{name}' contains reserved prefix 'amq.*'")
-            alternate = arguments.get("alternate-exchange")
-            if alternate is not None and not isinstance(alternate, str):
+            alternate = arguments.get("alternate-exchange", "")
+            if not isinstance(alternate, str):
                 kind = erlang_type(alternate)
                 raise Refusal(406, f"invalid type '{kind}' for arg 'alternate-exchange' in {called}")
             found = self.exchanges[name] = Exchange(
@@ -155,15 +158,27 @@ class VirtualHost:
         Raises:
             Refusal: 405 another connection's, 406 what differs or is no argument, 403 a reserved name.
         """
+        if name.startswith("amq."):
+            raise Refusal(403, f"queue name '{name}' contains reserved prefix 'amq.*'")
+        kind = arguments.get("x-queue-type", "classic")
+        if not name and kind != "classic":
+            raise self._has_to_have_a_name(kind)
+        durable = durable and not exclusive
         found = self.queues.get(name)
         if found is not None:
             self.check_owner(found, owner, must_own=exclusive)
-            assert_same(found, self.name, arguments, durable=durable, auto_delete=auto_delete)
+            known = self.dialect.queue_arguments[found.type]
+            assert_same(found, self.name, arguments, known, durable=durable, auto_delete=auto_delete)
             found.touch()
             return found
-        if name.startswith("amq."):
-            raise Refusal(403, f"queue name '{name}' contains reserved prefix 'amq.*'")
         return self._new_queue(name or self._generated(), durable, exclusive, auto_delete, arguments, owner)
+
+    def _has_to_have_a_name(self, kind: object) -> Refusal:
+        if isinstance(kind, str) and kind in _KINDS:
+            return Refusal(406, f"Cannot declare a server-named queue for type rabbit_{kind}_queue")
+        if self.dialect.crashes_on_bad_values:
+            return Refusal(541, "", class_id=0, method_id=0)
+        return Refusal(406, f"unknown queue type '{plain(kind)}'")
 
     def _generated(self) -> str:
         return "amq.gen-" + base64.urlsafe_b64encode(secrets.token_bytes(16)).decode()[:22]
@@ -181,12 +196,13 @@ class VirtualHost:
             name,
             self.name,
             arguments,
+            self.dialect.queue_arguments,
+            self.dialect.unchecked_arguments,
             durable=durable,
             exclusive=exclusive,
             auto_delete=auto_delete,
         )
-        kind: type[Queue] = Stream if arguments.get("x-queue-type") == "stream" else Queue
-        queue = self.queues[name] = kind(
+        queue = self.queues[name] = _KINDS[arguments.get("x-queue-type", "classic")](
             name,
             self,
             durable=durable,
@@ -231,6 +247,11 @@ class VirtualHost:
         if self.exchanges[new.source].bind(new):
             self._leading_to.setdefault(new.target, {})[new.identity] = new
 
+    def has(self, wanted: Binding) -> bool:
+        """Whether there is such a binding."""
+        source = self.exchanges.get(wanted.source)
+        return source is not None and wanted.identity in source.bindings
+
     def unbind(self, old: Binding) -> None:
         """Remove a binding; an auto-delete exchange goes with its last one."""
         source = self.exchanges.get(old.source)
@@ -260,8 +281,10 @@ class VirtualHost:
             each = todo.pop()
             if each.name:
                 targets = [target for key in keys for target in each.route(key, message)]
-            else:
+            elif each is exchange:
                 targets = [Target(True, key) for key in keys if key in self.queues]
+            else:
+                targets = []  # as an alternate exchange, the default one has no bindings
             if not targets and each.alternate is not None:
                 targets = [Target(False, each.alternate)]
             for is_queue, name in targets:
@@ -278,7 +301,7 @@ class VirtualHost:
             taker = self.replies.get(message.routing_key.removeprefix(REPLY_TO + "."))
             if taker is not None:
                 taker.deliver_reply(message)
-            return not self.dialect.returns_replies, True
+            return taker is not None and not self.dialect.returns_replies, True
         queues = self.route(exchange, message)
         taken = True
         for queue in queues:

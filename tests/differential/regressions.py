@@ -1,0 +1,269 @@
+"""Sequences that told leveret's broker from RabbitMQ once, and do so no more; each is played on every version."""
+
+from __future__ import annotations
+
+from tests.differential.operations import SHORT, Op
+
+_QUORUM = {"x-queue-type": "quorum"}
+_STREAM = {"x-queue-type": "stream"}
+_TO_Q1 = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q1"}
+
+
+def _full(length: int, overflow: str) -> dict[str, object]:
+    return {"x-max-length": length, "x-overflow": overflow}
+
+
+REGRESSIONS: dict[str, list[Op]] = {
+    "a bind names the missing exchange first": [Op("queue.bind", queue="q0", exchange="x1", routing_key="")],
+    "a missing exchange comes before an owner": [
+        Op("queue.declare", 0, queue="", exclusive=True),
+        Op("queue.bind", 2, queue="gen0", exchange="x2", routing_key="a.b"),
+    ],
+    "a quorum queue has to have a name": [Op("queue.declare", queue="", durable=True, arguments=_QUORUM)],
+    "a queue type that is no text": [Op("queue.declare", queue="", arguments={"x-queue-type": True})],
+    "a queue type that there is not, for a queue without a name": [
+        Op("queue.declare", queue="", arguments={"x-queue-type": "lazy"})
+    ],
+    "reserved names cannot be declared even when they are there": [
+        Op("queue.declare", queue=""),
+        Op("queue.declare", queue="gen0", exclusive=True),
+    ],
+    "the name of a queue is not guessed when it is declared passively": [
+        Op("queue.declare", queue="q1", exclusive=True),
+        Op("queue.declare", queue="", passive=True),
+    ],
+    "the default exchange is not declared, not even passively": [
+        Op("exchange.declare", exchange="", exchange_type="topic", passive=True)
+    ],
+    "an exchange of no type": [Op("exchange.declare", exchange="x0", exchange_type="")],
+    "an alternate exchange of no type": [
+        Op("exchange.declare", exchange="x2", exchange_type="direct", arguments={"alternate-exchange": None})
+    ],
+    "a void argument that was not there": [
+        Op("exchange.declare", exchange="x1", exchange_type="topic"),
+        Op("exchange.declare", exchange="x1", exchange_type="topic", arguments={"alternate-exchange": None}),
+    ],
+    "the default exchange as an alternate one has no bindings": [
+        Op("queue.declare", queue="q1"),
+        Op("exchange.declare", exchange="x2", exchange_type="direct", arguments={"alternate-exchange": ""}),
+        Op("basic.publish", exchange="x2", routing_key="q1", body="m", mandatory=True),
+    ],
+    "an empty routing key has no words": [
+        Op("queue.declare", queue="q0"),
+        Op("exchange.declare", exchange="x1", exchange_type="topic"),
+        Op("queue.bind", queue="q0", exchange="x1", routing_key="*"),
+        Op("basic.publish", exchange="x1", routing_key="", body="one word?"),
+        Op("queue.bind", queue="q0", exchange="x1", routing_key=""),
+        Op("basic.publish", exchange="x1", routing_key="", body="none"),
+    ],
+    "arguments are compared in an order that depends on the type": [
+        Op("queue.declare", queue="q3", durable=True, arguments=_QUORUM | {"x-message-ttl": 600000, "x-max-length": 0}),
+        Op("queue.declare", queue="q3", durable=True, arguments=_QUORUM | {"x-max-length": 1, "x-delivery-limit": 0}),
+    ],
+    "arguments that a stream does not know are not compared": [
+        Op("queue.declare", queue="q2", durable=True, arguments=_STREAM),
+        Op("queue.declare", queue="q2", durable=True, arguments={"x-queue-type": 1.5, "x-dead-letter-exchange": "x1"}),
+    ],
+    "a stream has consumers without priorities": [
+        Op("queue.declare", queue="q0", durable=True, arguments=_STREAM),
+        Op("basic.qos", prefetch_count=10),
+        Op("basic.consume", queue="q0", consumer_tag="c0", arguments={"x-priority": 5, "x-stream-offset": "next"}),
+    ],
+    "a stream tells whether a message is durable": [
+        Op("queue.declare", queue="q3", durable=True, arguments=_STREAM),
+        Op("basic.publish", routing_key="q3", body="m1"),
+        Op("basic.qos", prefetch_count=10),
+        Op("basic.consume", queue="q3", consumer_tag="c0", arguments={"x-stream-offset": "first"}),
+    ],
+    "a queue mode that there is not": [Op("queue.declare", queue="q0", arguments={"x-queue-mode": "1"})],
+    "nothing is fetched from a quorum queue with a single active consumer": [
+        Op("queue.declare", queue="q1", durable=True, arguments=_QUORUM | {"x-single-active-consumer": True}),
+        Op("basic.get", queue="q1"),
+    ],
+    "an exclusive consumer beside a single active one": [
+        Op("queue.declare", queue="q3", arguments={"x-single-active-consumer": True}),
+        Op("basic.consume", queue="q3", consumer_tag="c1", exclusive=True),
+    ],
+    "a quorum queue knows no exclusive consumers": [
+        Op("queue.declare", queue="q3", durable=True, arguments=_QUORUM),
+        Op("basic.consume", queue="q3", consumer_tag="c1", exclusive=True),
+        Op("basic.consume", queue="q3", consumer_tag="c2"),
+    ],
+    "the consumer of replies has its tag to itself": [
+        Op("basic.consume", queue="amq.rabbitmq.reply-to", consumer_tag="r", no_ack=True),
+        Op("queue.declare", queue="q0"),
+        Op("basic.consume", queue="q0", consumer_tag="r"),
+        Op("basic.consume", queue="amq.rabbitmq.reply-to", consumer_tag="r", no_ack=True),
+    ],
+    "what comes back expired is gone": [
+        Op("queue.declare", queue="q2"),
+        Op("basic.consume", queue="q2", consumer_tag="c2"),
+        Op("basic.publish", routing_key="q2", body="m3", properties={"expiration": "0"}),
+        Op("basic.recover", requeue=True),
+    ],
+    "what expired behind another message is gone when its turn comes": [
+        Op("queue.declare", queue="q1"),
+        Op("basic.publish", routing_key="q1", body="m4"),
+        Op("basic.publish", routing_key="q1", body="m6", properties={"expiration": "0"}),
+        Op("basic.consume", queue="q1", consumer_tag="c1"),
+    ],
+    "a quorum queue takes one message more than its limit before it refuses one": [
+        Op(
+            "queue.declare",
+            queue="q0",
+            durable=True,
+            arguments=_QUORUM | {"x-max-length": 1, "x-overflow": "reject-publish"},
+        ),
+        Op("confirm.select"),
+        *(Op("basic.publish", routing_key="q0", body=f"m{number}") for number in range(3)),
+        Op("basic.get", queue="q0", no_ack=True),
+        Op("basic.publish", routing_key="q0", body="m3"),
+        Op("queue.purge", queue="q0"),
+        Op("basic.publish", routing_key="q0", body="m4"),
+    ],
+    "a quorum queue does not refuse into dead letters": [
+        Op(
+            "queue.declare",
+            queue="q0",
+            durable=True,
+            arguments=_QUORUM | {"x-max-length": 0, "x-overflow": "reject-publish-dlx"},
+        ),
+        Op("confirm.select"),
+        Op("basic.publish", routing_key="q0", body="m1"),
+    ],
+    "a quorum queue counts what it can deliver at once not as too long": [
+        Op("queue.declare", queue="q3", durable=True, arguments=_QUORUM | {"x-max-length": 0, "x-delivery-limit": 1}),
+        Op("basic.consume", queue="q3", consumer_tag="c1"),
+        Op("basic.publish", routing_key="q3", body="m1"),
+        Op("basic.recover", requeue=True),
+    ],
+    "priorities of a quorum queue": [
+        Op("queue.declare", queue="q0", durable=True, arguments=_QUORUM),
+        *(
+            Op("basic.publish", routing_key="q0", body=f"m{number}", properties={"priority": priority})
+            for number, priority in enumerate([0, 1, 4, 5, 9, 255, 3, 6, 7, 8])
+        ),
+        Op("basic.publish", routing_key="q0", body="without"),
+        *(Op("basic.get", queue="q0") for _ in range(5)),
+        Op("settle", verdict="nack", which=3),
+        Op("settle", verdict="nack", which=0),
+        *(Op("basic.get", queue="q0", no_ack=True) for _ in range(8)),
+    ],
+    "what expires in a queue with a consumer that has enough": [
+        Op(
+            "queue.declare",
+            queue="q0",
+            arguments={"x-message-ttl": SHORT, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q1"},
+        ),
+        Op("queue.declare", queue="q1"),
+        Op("basic.qos", prefetch_count=1),
+        Op("basic.consume", queue="q0", consumer_tag="c0"),
+        *(Op("basic.publish", routing_key="q0", body=f"m{number}") for number in range(3)),
+        Op("settle", verdict="nack"),
+        Op("basic.get", queue="q1"),
+    ],
+    "a quorum queue delivers what lives no time, once": [
+        Op("queue.declare", queue="q0", durable=True, arguments=_QUORUM),
+        Op("basic.consume", queue="q0", consumer_tag="c0"),
+        Op("basic.publish", routing_key="q0", body="m7", properties={"expiration": "0"}),
+        Op("settle", verdict="nack"),
+    ],
+    "a stream is deleted whatever is in it": [
+        Op("queue.declare", queue="q2", durable=True, arguments=_STREAM),
+        Op("basic.publish", routing_key="q2", body="m1"),
+        Op("queue.delete", queue="q2", if_empty=True),
+    ],
+    "a consumer that has had enough loses its turn": [
+        Op("queue.declare", queue="q2"),
+        Op("basic.qos", prefetch_count=2),
+        Op("basic.publish", routing_key="q2", body="m1"),
+        Op("basic.publish", routing_key="q2", body="m2"),
+        Op("basic.consume", queue="q2", consumer_tag="c2"),
+        Op("basic.consume", queue="q2", consumer_tag="c1"),
+        Op("basic.publish", routing_key="q2", body="m7"),
+        Op("settle", verdict="nack", which=2),
+    ],
+    "a transaction with a message that is refused": [
+        Op("queue.declare", queue="q2", arguments=_full(0, "reject-publish")),
+        Op("tx.select"),
+        Op("basic.publish", routing_key="q2", body="m1"),
+        Op("tx.commit"),
+    ],
+    "who may not bind may not unbind": [
+        Op("queue.declare", 0, queue="q2", exclusive=True),
+        Op("queue.unbind", 2, queue="q2", exchange="amq.topic", routing_key="#"),
+        Op("queue.bind", 0, queue="q2", exchange="amq.topic", routing_key="#"),
+        Op("queue.unbind", 2, queue="q2", exchange="amq.topic", routing_key="#"),
+    ],
+    "what expires behind a message of higher priority stays until its turn comes": [
+        Op("queue.declare", queue="q0", arguments={"x-max-priority": 5}),
+        Op("basic.publish", routing_key="q0", body="m6", properties={"priority": 2}),
+        Op("basic.publish", routing_key="q0", body="m3", properties={"expiration": "0"}),
+        Op("basic.get", queue="q0"),
+    ],
+    "what expired is gone as soon as it is at the head": [
+        Op("queue.declare", queue="q0"),
+        Op("basic.qos", prefetch_count=1),
+        Op("basic.publish", routing_key="q0", body="m1"),
+        Op("basic.publish", routing_key="q0", body="m2", properties={"expiration": "0"}),
+        Op("basic.consume", queue="q0", consumer_tag="c0"),
+    ],
+    "a wrong expiration and a wrong user": [
+        Op("basic.publish", routing_key="q2", body="m1", properties={"expiration": "x", "user_id": "other"}),
+    ],
+    "a wrong binding to another's queue": [
+        Op("queue.declare", 2, queue="q2", exclusive=True),
+        Op("queue.bind", 1, queue="q2", exchange="amq.headers", routing_key="a", arguments={"x-match": 1}),
+    ],
+    "what expired behind what was too much": [
+        Op("queue.declare", queue="q0", durable=True, arguments=_QUORUM | {"x-max-length": 3}),
+        Op("queue.declare", queue="q1", arguments={"x-max-length": 3}),
+        *(
+            Op("basic.publish", routing_key=queue, body=f"m{number}", properties={"expiration": expiration})
+            for queue in ("q0", "q1")
+            for number, expiration in enumerate(["1000000", "0", "1000000", "1000000"])
+        ),
+    ],
+    "how many are left": [
+        Op("queue.declare", queue="q0"),
+        *(Op("basic.publish", routing_key="q0", body=f"m{number}") for number in range(3)),
+        Op("basic.get", queue="q0"),
+        Op("basic.get", queue="q0", no_ack=True),
+    ],
+    "without waiting": [
+        Op("queue.declare", queue="q0"),
+        Op("queue.bind", queue="q0", exchange="amq.fanout", routing_key="", nowait=True),
+        Op("basic.publish", exchange="amq.fanout", body="m", mandatory=True),
+        Op("queue.purge", queue="q0", nowait=True),
+        Op("queue.delete", queue="q0", nowait=True),
+        Op("queue.bind", queue="q0", exchange="amq.fanout", routing_key="", nowait=True),
+    ],
+    "consumers of a quorum queue lose their turn as soon as they have enough": [
+        Op("queue.declare", queue="q0", durable=True, arguments=_QUORUM),
+        Op("basic.qos", prefetch_count=1),
+        Op("basic.consume", queue="q0", consumer_tag="c1", no_ack=True),
+        Op("basic.consume", queue="q0", consumer_tag="c2"),
+        *(Op("basic.publish", routing_key="q0", body=f"m{number}") for number in range(3)),
+        Op("settle", verdict="ack"),
+        Op("basic.publish", routing_key="q0", body="m3"),
+    ],
+    "who acks first is first again": [
+        Op("queue.declare", queue="q0"),
+        Op("basic.qos", prefetch_count=1),
+        Op("basic.consume", queue="q0", consumer_tag="c1"),
+        Op("basic.consume", queue="q0", consumer_tag="c2"),
+        *(Op("basic.publish", routing_key="q0", body=f"m{number}") for number in range(2)),
+        Op("basic.publish", routing_key="q0", body="m3", properties={"expiration": "0"}),
+        Op("settle", verdict="ack", which=1),
+        Op("settle", verdict="ack", which=0),
+        Op("basic.publish", routing_key="q0", body="m4"),
+    ],
+    "what several consumers give back goes back one consumer after the other": [
+        Op("queue.declare", queue="q0"),
+        Op("basic.qos", prefetch_count=2),
+        *(Op("basic.publish", routing_key="q0", body=f"m{number}") for number in range(4)),
+        Op("basic.consume", queue="q0", consumer_tag="c3"),
+        Op("basic.consume", queue="q0", consumer_tag="c0"),
+        Op("settle", verdict="nack", multiple=True, which=1),
+    ],
+}
