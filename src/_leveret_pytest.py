@@ -43,8 +43,8 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     """Say that tests go to a broker that others may use as well; its host only, which is no secret."""
     if not (url := external_url(config)):
         return None
-    rest = url.partition("?")[0].partition("//")[2]
-    return f"leveret: amqp_url is at {rest.rpartition('@')[2].partition('/')[0]}"
+    host = url.rpartition("@")[2].rpartition("//")[2]  # whatever may be in a password
+    return f"leveret: amqp_url is at {host.partition('/')[0].partition('?')[0]}"
 
 
 def external_url(config: pytest.Config) -> str | None:

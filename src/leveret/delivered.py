@@ -13,7 +13,7 @@ from pamqp.header import ContentHeader
 
 from leveret.exceptions import DeliveryLost
 from leveret.message import ReturnedMessage
-from leveret.outcome import DONE
+from leveret.outcome import DONE, in_turn
 from leveret.wire.codec import Properties
 
 
@@ -119,10 +119,7 @@ class WireOfDelivered:
 
     def settle_all(self, delivery_tags: Sequence[int], *, requeue: bool | None) -> Coroutine[Any, Any, None]:
         """One after another."""
-        done: Coroutine[Any, Any, None] = DONE
-        for tag in delivery_tags:
-            done = self.ack(tag) if requeue is None else self.nack(tag, requeue=requeue)
-        return done
+        return in_turn([self.ack(tag) if requeue is None else self.nack(tag, requeue=requeue) for tag in delivery_tags])
 
     def _settle(self, method: str, delivery_tag: int, **options: bool) -> Coroutine[Any, Any, None]:
         if not delivery_tag:  # a delivery that was made up has none

@@ -26,7 +26,7 @@ from leveret.exceptions import (
 )
 from leveret.log import get_logger
 from leveret.older import warn_of
-from leveret.outcome import DONE, returns_awaitable
+from leveret.outcome import DONE, in_turn, returns_awaitable
 from leveret.times import decode_expiration as decode_expiration
 from leveret.times import decode_timestamp as decode_timestamp
 from leveret.times import encode_expiration as encode_expiration
@@ -629,8 +629,7 @@ class IncomingMessage(Message):
         if tags and (verb == "ack" or (may_nack and not (verb == "reject" and requeue))):
             done = wire.settle_all(tags, requeue=None if verb == "ack" else requeue)
         else:
-            for tag in tags:
-                done = wire.reject(tag, requeue)
+            done = in_turn([wire.reject(tag, requeue) for tag in tags])
         for message in unsettled:
             message._settled = True
         return done

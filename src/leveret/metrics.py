@@ -25,6 +25,9 @@ from leveret.wire.tally import Tally
 LOOK_EVERY: Final = 0.25
 """Seconds between two looks at how late the event loop is: it counts what it stands still beyond the next look."""
 
+_LOOKS_FOR_A_READ: Final = 4
+"""How many of them to a read of the numbers, for threads that ask: it is about each channel."""
+
 BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds of what is measured, in seconds."""
 
@@ -176,7 +179,7 @@ class Metrics:
 
     ::
 
-        metrics = leveret.Metrics()
+        metrics = leveret.metrics.Metrics()
         connection = await leveret.connect_robust("amqp://localhost/")
         metrics.watch(connection)
         ...
@@ -198,6 +201,7 @@ class Metrics:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: int | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._looks = 0
         self._due = 0.0
         self._last = Snapshot()
 
@@ -313,7 +317,9 @@ class Metrics:
         if self._loop is not None:
             self._lag.observe(max(0.0, self._loop.time() - self._due))
             self._wait_for_next_look(self._loop)
-            self._read()
+            self._looks = (self._looks + 1) % _LOOKS_FOR_A_READ
+            if not self._looks:
+                self._read()
 
 
 def _add(counters: dict[str, Any], tally: Tally, now: float) -> None:

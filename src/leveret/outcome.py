@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from leveret.log import get_logger
@@ -90,6 +90,17 @@ class _Done(Coroutine[Any, Any, None]):
 
 
 DONE = _Done()
+
+
+def in_turn(outcomes: Iterable[Coroutine[Any, Any, None]]) -> Coroutine[Any, Any, None]:
+    """One that awaits *outcomes*, one after another."""
+    left = [outcome for outcome in outcomes if outcome is not DONE]
+    return _await_all(left) if left else DONE
+
+
+async def _await_all(outcomes: list[Coroutine[Any, Any, None]]) -> None:
+    for outcome in outcomes:
+        await outcome
 
 
 def fail(future: asyncio.Future[Any], error: BaseException) -> None:

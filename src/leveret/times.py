@@ -65,6 +65,7 @@ def encode_timestamp(value: DateType) -> int | None:
 
     Raises:
         TypeError: of no such type.
+        ValueError: out of range, or no number.
     """
     try:
         return _seconds(value)

@@ -282,7 +282,8 @@ async def test_what_came_in_one_read_with_the_end_of_the_connection_is_counted()
         assert metrics.snapshot().delivered == 2
 
 
-async def test_other_threads_get_what_the_loop_last_read() -> None:
+async def test_other_threads_get_what_the_loop_last_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leveret.metrics._LOOKS_FOR_A_READ", 1)
     async with linked() as link:
         channel = await link.channel()
         metrics = watched(link.connection)

@@ -19,6 +19,7 @@ import leveret
 import leveret.compat.aiormq as own_aiormq
 from leveret import IncomingMessage, Message, ReturnedMessage, abc, exceptions, tools
 from leveret.compat.aiormq.abc import DeliveredMessage
+from leveret.delivered import WireOfDelivered
 from leveret.message import encode_expiration, encode_timestamp, to_milliseconds
 from leveret.older import OlderRobustConnection
 from leveret.transaction import Transaction
@@ -236,6 +237,14 @@ async def test_a_message_made_of_frames_is_settled_on_its_channel():
     await IncomingMessage(delivered(channel)).nack()
     channel.basic_nack.assert_awaited_once_with(delivery_tag=7, multiple=False, requeue=True)
     assert message.channel is channel
+
+
+@pytest.mark.parametrize(("requeue", "method"), [(None, "basic_ack"), (True, "basic_nack")])
+async def test_settling_several_of_a_channel_made_by_hand_settles_each(requeue, method):
+    channel = mock_channel()
+    await WireOfDelivered(channel).settle_all([1, 2, 3], requeue=requeue)
+    assert [call.kwargs["delivery_tag"] for call in getattr(channel, method).await_args_list] == [1, 2, 3]
+    await WireOfDelivered(channel).settle_all([], requeue=requeue)
 
 
 async def test_a_message_made_of_frames_knows_that_its_channel_is_closed():

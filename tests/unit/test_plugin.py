@@ -393,7 +393,12 @@ def test_url_of_another_broker(run: Run, monkeypatch: pytest.MonkeyPatch, by: st
 
 
 def test_header_shows_no_password(run: Run) -> None:
-    for url in ("amqp://a:secret@b:1,c:2/v?x=1", "amqp://a:secret/@b:1,c:2", "amqp://b:1,c:2/secret"):
+    for url in (
+        "amqp://a:secret@b:1,c:2/v?x=1",
+        "amqp://a:secret/@b:1,c:2",
+        "amqp://a:secr?secret@b:1,c:2/",
+        "amqp://b:1,c:2/secret",
+    ):
         result = run("def test_it(): pass", f"--amqp-url={url}")
         assert says(result, "leveret: amqp_url is at b:1,c:2\n")
         assert not says(result, "secret")
