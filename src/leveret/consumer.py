@@ -93,6 +93,7 @@ class CallbackConsumer:
         "_runner",
         "_stopping",
         "_tag",
+        "_task_name",
         "_unsubscribe",
         "_via",
         "_wire",
@@ -129,7 +130,7 @@ class CallbackConsumer:
         self._via = via
         self._wire: WireChannel | None = None
         self._message_wire: Wire | None = None
-        self._tag = b""
+        self._tag, self._task_name = b"", "leveret consumer"
         self._has_warned = False
         self._queue: deque[IncomingMessage] = deque()
         self._runner: asyncio.Task[None] | None = None  # the one that is about to look at the queue
@@ -153,6 +154,7 @@ class CallbackConsumer:
         self._wire = wire
         self._message_wire = None if self.no_ack else wire if self._via is None else self._via(wire)
         self._tag = wire_tag.encode("utf-8", "surrogateescape")
+        self._task_name = f"leveret consumer {self._tag!r}"
         self.failures.forget()
         return self
 
@@ -195,7 +197,7 @@ class CallbackConsumer:
             return
         # Not create_task(): an eager task factory would run it before it is known as the runner.
         loop = asyncio.get_running_loop()
-        self._runner = task = asyncio.Task(self._run(self._queue), loop=loop, name=f"leveret consumer {self._tag!r}")
+        self._runner = task = asyncio.Task(self._run(self._queue), loop=loop, name=self._task_name)
         self._handlers.tasks.add(task)
         self._handlers.of_channel.add(task)
         task.add_done_callback(self._on_task_done)
@@ -211,12 +213,15 @@ class CallbackConsumer:
             self._handlers.on_done(task)
 
     async def _run(self, queue: deque[IncomingMessage]) -> None:
-        await self._run_callbacks(queue)
+        task = self._runner
+        assert task is not None
+        await self._run_callbacks(queue, task)
+        task.remove_done_callback(self._on_task_done)  # which would cost a turn of the event loop
+        self._on_task_done(task)
 
     @types.coroutine
-    def _run_callbacks(self, queue: deque[IncomingMessage]) -> Generator[Any, Any, None]:
-        task, wire = self._runner, None if self.no_ack else self._wire
-        assert task is not None
+    def _run_callbacks(self, queue: deque[IncomingMessage], task: asyncio.Task[None]) -> Generator[Any, Any, None]:
+        wire = None if self.no_ack else self._wire
         while queue and not task.cancelling():  # a callback that cancels its task must not cancel the next one
             message = queue.popleft()
             if wire is not None and wire.error is not None:
