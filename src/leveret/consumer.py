@@ -218,12 +218,15 @@ class CallbackConsumer:
             self._handlers.on_done(task)
 
     async def _run(self, queue: deque[IncomingMessage]) -> None:
-        await self._run_callbacks(queue)
+        task = self._runner
+        assert task is not None
+        await self._run_callbacks(queue, task)
+        task.remove_done_callback(self._on_task_done)  # which would cost a turn of the event loop
+        self._on_task_done(task)
 
     @types.coroutine
-    def _run_callbacks(self, queue: deque[IncomingMessage]) -> Generator[Any, Any, None]:
-        task, wire = self._runner, None if self.no_ack else self._wire
-        assert task is not None
+    def _run_callbacks(self, queue: deque[IncomingMessage], task: asyncio.Task[None]) -> Generator[Any, Any, None]:
+        wire = None if self.no_ack else self._wire
         while queue and not task.cancelling():  # a callback that cancels its task must not cancel the next one
             message = queue.popleft()
             if wire is not None and wire.error is not None:

@@ -254,9 +254,11 @@ class Exchange:
         https://www.rabbitmq.com/docs/confirms#publisher-confirms
         """
         channel = self.channel
-        if channel.is_live:
+        is_live = channel.is_live
+        if is_live:
             channel.wire.publisher.check_not_held()
-        return self.publish(message, routing_key, mandatory=mandatory, timeout=timeout, wait_for_link=False)
+        # On a live channel there is nothing to wait for: it need not look again.
+        return self.publish(message, routing_key, mandatory=mandatory, timeout=timeout, wait_for_link=is_live)
 
     async def publish_many(
         self,

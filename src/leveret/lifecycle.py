@@ -32,6 +32,8 @@ class ConnectionState(enum.Enum):
         CLOSED: for good.
     """
 
+    __hash__ = object.__hash__  # Enum's is slow, and there is but one of each
+
     NEW = "new"
     CONNECTING = "connecting"
     RECOVERING = "recovering"
@@ -43,6 +45,8 @@ class ConnectionState(enum.Enum):
 
 class Event(enum.Enum):
     """What leads from one state to another."""
+
+    __hash__ = object.__hash__
 
     CONNECT = "connect"
     LINKED = "linked"

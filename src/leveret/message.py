@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Container, Coroutine, Iterator, Mapping, Sequence
-from functools import partial
 from operator import attrgetter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, overload
@@ -31,9 +30,10 @@ from leveret.times import decode_expiration as decode_expiration
 from leveret.times import decode_timestamp as decode_timestamp
 from leveret.times import encode_expiration as encode_expiration
 from leveret.times import encode_timestamp as encode_timestamp
+from leveret.times import quick_expiration
 from leveret.times import to_milliseconds as to_milliseconds
 from leveret.types import DateType, DeliveryMode, FieldValue, HeadersType, MessageInfo
-from leveret.wire.codec import Properties, decode_properties, decode_route, encode_shortstr, encode_tag
+from leveret.wire.codec import Properties, decode_properties, decode_route, encode_shortstr, encode_tag, make_properties
 
 if TYPE_CHECKING:
     from leveret.delivered import DeliveredMessage
@@ -42,7 +42,6 @@ _log = get_logger(__name__)
 
 T = TypeVar("T")
 _new: Callable[[type[IncomingMessage]], IncomingMessage] = object.__new__
-_make_properties: Callable[[tuple[Any, ...]], Properties] = partial(tuple.__new__, Properties)  # pyright: ignore[reportUnknownMemberType]
 
 
 # ------------------------------------------------------------------------------------------------- published
@@ -60,7 +59,7 @@ def _octet(name: str, value: Any) -> int | None:
 
 
 def _delivery_mode(value: DeliveryMode | int | None) -> int:
-    return 1 if value is None else int(DeliveryMode(value))
+    return 1 if value is None else int(value if value.__class__ is DeliveryMode else DeliveryMode(value))
 
 
 def _priority(value: int | None) -> int | None:
@@ -68,12 +67,16 @@ def _priority(value: int | None) -> int | None:
 
 
 def _expiration(value: DateType) -> DateType:
-    encode_expiration(value)
+    quick_expiration(value)
     return value
 
 
 def _wire_expiration(value: Any) -> str | None:
-    return value if isinstance(value, str) else encode_expiration(value)  # text came from the wire, as no number
+    return value if isinstance(value, str) else quick_expiration(value)  # text came from the wire, as no number
+
+
+def _with_times(properties: Properties, expiration: Any, timestamp: Any) -> Properties:
+    return make_properties((*properties[:7], expiration, properties[8], timestamp, *properties[10:]))
 
 
 if TYPE_CHECKING:
@@ -94,6 +97,9 @@ def _field(name: str, convert: Any, doc: str) -> Any:
         message._assign(name, convert(value))  # pyright: ignore[reportPrivateUsage]
 
     return property(attrgetter(f"_properties.{name}"), assign, doc=doc)
+
+
+_DELIVERY_MODES: dict[int, DeliveryMode] = {mode.value: mode for mode in DeliveryMode}
 
 
 class Message:
@@ -150,7 +156,7 @@ class Message:
     ) -> None:
         self._locked = False
         self._body = body if body.__class__ is bytes else _to_bytes(body)
-        self._properties = _make_properties(
+        self._properties = make_properties(
             (
                 content_type or None,
                 content_encoding or None,
@@ -195,7 +201,7 @@ class Message:
         mode = self._properties.delivery_mode
         if mode is None:
             return DeliveryMode.NOT_PERSISTENT
-        return DeliveryMode(mode) if mode in (1, 2) else mode
+        return _DELIVERY_MODES.get(mode, mode)
 
     @delivery_mode.setter
     def delivery_mode(self, value: DeliveryMode | int | None) -> None:
@@ -235,9 +241,8 @@ class Message:
         properties = self._properties
         if properties.expiration is None and properties.timestamp is None:
             return properties
-        return properties._replace(
-            expiration=_wire_expiration(properties.expiration), timestamp=encode_timestamp(properties.timestamp)
-        )
+        timestamp = None if properties.timestamp is None else encode_timestamp(properties.timestamp)
+        return _with_times(properties, _wire_expiration(properties.expiration), timestamp)
 
     def lock(self) -> None:
         """Make every later assignment to the body or a property a ValueError."""
@@ -639,9 +644,8 @@ def _from_wire(properties: Properties) -> Properties:
     """*properties* with the values that a message keeps."""
     if properties.expiration is None and properties.timestamp is None:
         return properties
-    return properties._replace(
-        expiration=decode_expiration(properties.expiration), timestamp=decode_timestamp(properties.timestamp)
-    )
+    timestamp = None if properties.timestamp is None else decode_timestamp(properties.timestamp)
+    return _with_times(properties, decode_expiration(properties.expiration), timestamp)
 
 
 incoming_message = IncomingMessage.from_wire

@@ -82,6 +82,7 @@ class Recovery:
         self._flaps = 0
         self._task: asyncio.Task[None] | None = None
         self._first_link: asyncio.Future[None] | None = None
+        self._is_idle = False  # whether the task waits for something to do, and has nothing at hand
 
     # ------------------------------------------------------------------------------------------ from outside
 
@@ -109,7 +110,8 @@ class Recovery:
             fail(self._first_link, ConnectionClosed("the connection was closed while it was being made"))
         if task is not None and task is not asyncio.current_task():
             task.cancel()
-            await asyncio.wait([task], timeout=max(0.0, deadline - loop.time()))
+            if not self._is_idle:  # else it is gone in the next turn of the event loop, before any answer of the broker
+                await asyncio.wait([task], timeout=max(0.0, deadline - loop.time()))
 
     def on_closed(self) -> None:
         """The connection is closed for good."""
@@ -282,9 +284,11 @@ class Recovery:
             if not self._wake.is_set():
                 # What was due when this comparison began was tried, or waits for something else that is in trouble.
                 due = min(due, self._registry.next_due(began))
+                self._is_idle = not self._restorer.busy
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout_at(due if due < math.inf else None):
                         await self._wake.wait()
+                self._is_idle = False
 
     def _read_inbox(self) -> None:
         while self._inbox:

@@ -769,3 +769,22 @@ async def test_a_refused_connection_over_a_method_of_the_user_is_recovered() -> 
             await within(channel.declare_queue("q"))
         await within(connection.ready())
         await within(channel.declare_queue("q"))
+
+
+async def test_closing_a_connection_with_nothing_at_hand_leaves_no_task() -> None:
+    """Recovery is told to end, and is not waited for: it has when the broker answers."""
+    async with robust() as (connection, _):
+        await channel_of(connection)
+        names = {task.get_name() for task in asyncio.all_tasks()}
+        assert "leveret recovery" in names
+        await connection.close()
+        assert not [task for task in asyncio.all_tasks() if task.get_name() == "leveret recovery"]
+
+
+async def test_the_socket_is_closed_when_close_returns() -> None:
+    async with robust() as (connection, _):
+        socket = connection.open_transport()._socket
+        assert socket is not None
+        handle = socket.get_extra_info("socket")
+        await connection.close()
+        assert handle.fileno() == -1

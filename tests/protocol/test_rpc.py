@@ -20,6 +20,7 @@ from leveret.exceptions import (
 )
 from leveret.outcome import Outcome
 from leveret.patterns import RPC
+from leveret.wire.codec import encode_ack
 from tests.protocol.kit import turns, until, within
 from tests.protocol.robust_kit import (
     Server,
@@ -283,6 +284,40 @@ async def test_a_reply_goes_out_with_its_ack_behind_it_and_waits_for_no_confirm(
         kinds = [type(m) for _, m in server.link.methods][-2:]
         assert kinds == [PUBLISH, commands.Basic.Ack]
         assert [(sent.routing_key, sent.body) for sent in server.published] == [("their.queue", b"5")]
+
+
+async def test_the_reply_to_a_call_leaves_in_one_piece_with_its_ack_in_the_turn_of_the_function(
+    confirms: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with robust() as (connection, server):
+        rpc = await RPC.create(await channel_of(connection, publisher_confirms=confirms))
+        output = rpc.channel.wire.publisher.output
+        sent: list[tuple[str, bytes]] = []
+
+        def answer() -> int:
+            socket = output._socket
+            monkeypatch.setattr(output, "_socket", Recorder(socket.write, sent))
+            asyncio.get_running_loop().call_soon(sent.append, ("next turn", b""))
+            return 5
+
+        await rpc.register("m", answer)
+        deliver(server)
+        await until(lambda: len(sent) > 1)
+        (what, data), *later = sent
+        assert (what, later) == ("sent", [("next turn", b"")])
+        assert encode_ack(rpc.channel.number, 1, True) == data[-len(encode_ack(1, 1, True)) :]
+        monkeypatch.undo()
+
+
+class Recorder:
+    """A socket that notes what is sent."""
+
+    def __init__(self, write: Any, sent: list[tuple[str, bytes]]) -> None:
+        self._write, self._sent = write, sent
+
+    def write(self, data: bytes) -> None:
+        self._sent.append(("sent", data))
+        self._write(data)
 
 
 async def test_a_call_whose_ack_cannot_be_sent_is_not_answered(confirms: bool) -> None:

@@ -500,6 +500,16 @@ def test_the_cache_of_publish_heads_does_not_grow_with_the_size_of_headers():
     assert used < 16 << 20
 
 
+def test_heads_of_messages_that_have_something_of_their_own_are_not_kept():
+    encoder = PublishEncoder(1, FRAME_MAX)
+    for own in ({"correlation_id": "1"}, {"message_id": "1"}, {"timestamp": 1}):
+        encoder.encode("ex", "key", True, encode_properties(Properties(**own)), b"body")
+    assert not encoder._heads
+    for alike in ({}, {"type": "t"}, {"headers": {"k": 1}}):
+        encoder.encode("ex", "key", True, encode_properties(Properties(**alike)), b"body")
+    assert len(encoder._heads) == 3
+
+
 # ------------------------------------------------------------------------------------------------------ properties
 
 BAD_PROPERTIES = [

@@ -359,7 +359,7 @@ LINES = {
     "wire.content": 100,
     "wire.publisher": 270,
     "wire.settler": 160,
-    "wire.output": 150,
+    "wire.output": 160,
     "wire.replies": 90,
     "wire.intake": 200,
     "wire.fetching": 80,
@@ -369,7 +369,7 @@ LINES = {
     "spans": 280,
     "telemetry": 320,
     "message": 420,
-    "consumer": 295,
+    "consumer": 300,
     "handlers": 140,
     "consuming": 200,
     "settling": 120,
@@ -479,7 +479,7 @@ ASKED_WHY = {
     "exceptions": (520, "two thirds of it is docstrings; a class for each thing that can be told apart"),
     "callbacks": (240, "half of it is docstrings; chained and weak callbacks"),
     "channel": (800, "half of it is docstrings: what users declare, and the hooks that a robust channel changes"),
-    "message": (730, "what settles several at once is about their private state"),
+    "message": (740, "what settles several at once is about their private state"),
     "url": (450, "three dialects of parameters, each with its reader; several hosts"),
 }
 """Modules past 1.6 times their line: how long they may be, and the answer."""

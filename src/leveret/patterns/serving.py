@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -217,15 +217,19 @@ class Server(Base):
             DeliveryLost: the channel is gone.
         """
         exchange = self.channel.default_exchange
-        try:
-            self.channel.wire.publisher.output.gather()  # the reply and the ack
+
+        def reply_and_ack() -> Coroutine[Any, Any, None]:
             publish: Any = exchange.publish_nowait(reply, reply_to, mandatory=False)
-        except PublishNotSent:  # held back: do not acknowledge before it is written
-            await exchange.publish(reply, reply_to, mandatory=False)
-        else:
             if publish is not DONE:
                 publish.add_done_callback(_on_reply_published)
-        await message.ack()
+            return message.ack()
+
+        try:
+            done = self.channel.wire.publisher.output.together(reply_and_ack)
+        except PublishNotSent:  # held back: do not acknowledge before it is written
+            await exchange.publish(reply, reply_to, mandatory=False)
+            done = message.ack()
+        await done
 
     def serialize_exception(self, exception: Exception) -> Any:
         """What goes over the wire for *exception*; a subclass may have its own."""
@@ -266,7 +270,7 @@ class Server(Base):
             content_type=self.CONTENT_TYPE,
             correlation_id=correlation_id,
             delivery_mode=delivery_mode,
-            type=message_type.value,
+            type=message_type._value_,  # in 3.11 the property costs more than all else here
             **kwargs,
         )
 

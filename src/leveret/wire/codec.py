@@ -6,12 +6,14 @@ goes through pamqp (:mod:`leveret.wire.methods`), which is also the oracle of th
 **Reading.** :class:`FrameDecoder` lends its buffer to the socket, cuts what arrived into frames and hands
 each on. A frame is refused on its seven-byte head, before anything of it is kept, so a peer can make us
 buffer ``frame_max`` bytes and no more. A delivery whose three frames (method, header, body) lie complete in
-the buffer takes a short cut: it is parsed in one step and goes straight to its consumer. When two deliveries
-in a row look alike but for tag and body, their common bytes become a template, and the next one is a single
-``unpack`` and three comparisons. Whatever fits neither goes frame by frame, with the same result.
+the buffer takes a short cut: it is parsed in one step and goes straight to its consumer. When three deliveries in a
+row have the same properties, and the last two look alike but for tag and body, their common bytes become a template,
+and the next one is a single ``unpack`` and three comparisons. Whatever fits neither goes frame by frame, with the
+same result.
 
 **Writing.** A publish is one ``bytes``: method, header and body frames. Its head repeats from message to
-message, so heads are kept per (exchange, routing key, mandatory, properties, size).
+message, so heads are kept per (exchange, routing key, mandatory, properties, size). Where a message has something
+of its own, such as a correlation id, what is around that is kept, and its head is put together.
 
 Frames: AMQP 0-9-1 §2.3; content: §2.3.5.2; methods of class basic: §1.8.3 of the reference.
 """
@@ -19,7 +21,8 @@ Frames: AMQP 0-9-1 §2.3; content: §2.3.5.2; methods of class basic: §1.8.3 of
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
 from leveret.exceptions import MessageDecodeError, MessageTooLarge, ProtocolError
@@ -83,6 +86,8 @@ def encode_shortstr(value: str, what: str) -> bytes:
         ValueError: longer than 255 bytes of UTF-8.
     """
     try:
+        data = value.encode()
+    except UnicodeEncodeError:
         data = value.encode("utf-8", "surrogateescape")
     except AttributeError:
         raise TypeError(f"{what} must be str, not {type(value).__name__}: {value!r}") from None
@@ -127,9 +132,19 @@ class Properties(NamedTuple):
     cluster_id: str | None = None
 
 
+make_properties: Callable[[Iterable[Any]], Properties] = partial(tuple.__new__, Properties)  # pyright: ignore[reportUnknownMemberType]
+"""Properties of all its values, which is what costs least."""
+
 _OCTETS = {"delivery_mode", "priority"}
 _FLAGS: tuple[tuple[int, str], ...] = tuple((0x8000 >> i, name) for i, name in enumerate(Properties._fields))
+_HEADERS, _CORRELATION_ID, _MESSAGE_ID, _TIMESTAMP = 0x2000, 0x0400, 0x0080, 0x0040
+"""Flags of what often differs from message to message; the others lie in four runs around them."""
+_ITS_OWN = _CORRELATION_ID | _MESSAGE_ID | _TIMESTAMP
+"""Flags of what seldom comes twice: a head with one of these is not kept."""
+_RUNS = _FLAGS[:2], _FLAGS[3:5], _FLAGS[6:8], _FLAGS[10:]
+
 _properties_cache: dict[Properties, bytes] = {}
+_runs_cache: dict[tuple[Any, ...], tuple[int, bytes, bytes, bytes, bytes]] = {}
 
 
 def encode_properties(properties: Properties) -> bytes:
@@ -154,27 +169,49 @@ def encode_properties(properties: Properties) -> bytes:
 
 
 def _encode_properties(properties: Properties) -> bytes:
+    runs = properties[:2], properties[3:5], properties[6:8], properties[10:]
+    encoded = _runs_cache.get(runs)
+    if encoded is None:
+        if len(_runs_cache) >= _CACHE_SIZE:
+            _runs_cache.clear()
+        encoded = _runs_cache[runs] = _encode_runs(runs)
+    flags, first, second, third, fourth = encoded
+    headers = correlation_id = message_id = timestamp = b""
+    if properties.headers is not None:
+        flags |= _HEADERS
+        headers = encode_table(properties.headers)
+    if properties.correlation_id is not None:
+        flags |= _CORRELATION_ID
+        correlation_id = encode_shortstr(properties.correlation_id, "correlation_id")
+    if properties.message_id is not None:
+        flags |= _MESSAGE_ID
+        message_id = encode_shortstr(properties.message_id, "message_id")
+    if (seconds := properties.timestamp) is not None:
+        if not 0 <= seconds < 1 << 64:
+            raise ValueError(f"timestamp must be from 0 to 2**64-1 seconds since 1970, not {seconds}")
+        flags |= _TIMESTAMP
+        timestamp = _pack_u64(seconds)
+    return b"".join((_pack_u16(flags), first, headers, second, correlation_id, third, message_id, timestamp, fourth))
+
+
+def _encode_runs(runs: tuple[tuple[Any, ...], ...]) -> tuple[int, bytes, bytes, bytes, bytes]:
     flags = 0
-    parts = [b""]
-    value: Any
-    for (flag, name), value in zip(_FLAGS, properties, strict=True):
-        if value is None:
-            continue
-        flags |= flag
-        if name == "headers":
-            parts.append(encode_table(value))
-        elif name in _OCTETS:
-            if not 0 <= value <= 255:
+    encoded: list[bytes] = []
+    for fields, values in zip(_RUNS, runs, strict=True):
+        run = b""
+        for (flag, name), value in zip(fields, values, strict=True):
+            if value is None:
+                continue
+            flags |= flag
+            if name not in _OCTETS:
+                run += encode_shortstr(value, name)
+            elif 0 <= value <= 255:
+                run += bytes((value,))
+            else:
                 raise ValueError(f"{name} must be from 0 to 255, not {value}")
-            parts.append(bytes((value,)))
-        elif name == "timestamp":
-            if not 0 <= value < 1 << 64:
-                raise ValueError(f"timestamp must be from 0 to 2**64-1 seconds since 1970, not {value}")
-            parts.append(_pack_u64(value))
-        else:
-            parts.append(encode_shortstr(value, name))
-    parts[0] = _pack_u16(flags)
-    return b"".join(parts)
+        encoded.append(run)
+    first, second, third, fourth = encoded
+    return flags, first, second, third, fourth
 
 
 class DecodedProperties(NamedTuple):
@@ -185,7 +222,8 @@ class DecodedProperties(NamedTuple):
     raw_headers: bytes | None
 
 
-_plans: dict[int, tuple[tuple[int, str], ...]] = {}
+_plans: dict[int, tuple[tuple[int, str | None], ...]] = {}
+"""By flags, the fields that are there: index, and the name of one that is no short string."""
 
 
 def decode_properties(raw: bytes) -> DecodedProperties:
@@ -204,11 +242,22 @@ def decode_properties(raw: bytes) -> DecodedProperties:
             raise MessageDecodeError(f"undefined property flags {flags:#06x}")
         plan = _plans.get(flags)
         if plan is None:
-            plan = _plans[flags] = tuple((i, name) for i, (flag, name) in enumerate(_FLAGS) if flags & flag)
+            plan = _plans[flags] = _plan(flags)
+        size = len(raw)
         for index, name in plan:
-            if name == "headers":
+            if name is None:
+                start = pos + 1
+                pos = start + raw[pos]
+                if pos > size:
+                    raise MessageDecodeError(f"{Properties._fields[index]} is longer than its frame")
+                text = raw[start:pos]
+                try:
+                    values[index] = text.decode()
+                except UnicodeDecodeError:
+                    values[index] = text.decode("utf-8", "surrogateescape")
+            elif name == "headers":
                 stop = pos + 4 + _unpack_u32(raw, pos)[0]
-                if stop > len(raw):
+                if stop > size:
                     values[index], raw_headers = {}, raw[pos:]
                     raise MessageDecodeError("the header table is longer than its frame")
                 try:
@@ -219,20 +268,22 @@ def decode_properties(raw: bytes) -> DecodedProperties:
             elif name in _OCTETS:
                 values[index] = raw[pos]
                 pos += 1
-            elif name == "timestamp":
+            else:
                 values[index] = _unpack_u64(raw, pos)[0]
                 pos += 8
-            else:
-                stop = pos + 1 + raw[pos]
-                if stop > len(raw):
-                    raise MessageDecodeError(f"{name} is longer than its frame")
-                values[index] = raw[pos + 1 : stop].decode("utf-8", "surrogateescape")
-                pos = stop
     except MessageDecodeError as exc:
         error = exc
     except (struct.error, IndexError):
         error = MessageDecodeError("the properties end too soon")
-    return DecodedProperties(Properties._make(values), error, raw_headers)
+    return _make_decoded((make_properties(values), error, raw_headers))
+
+
+_make_decoded: Callable[[tuple[Any, ...]], DecodedProperties] = partial(tuple.__new__, DecodedProperties)  # pyright: ignore[reportUnknownMemberType]
+
+
+def _plan(flags: int) -> tuple[tuple[int, str | None], ...]:
+    others = {"headers", "timestamp", *_OCTETS}
+    return tuple((i, name if name in others else None) for i, (flag, name) in enumerate(_FLAGS) if flags & flag)
 
 
 # --------------------------------------------------------------------------------------------------- writing
@@ -258,6 +309,20 @@ def encode_reject(channel: int, delivery_tag: int, requeue: bool) -> bytes:
     return _pack_tag_method(METHOD, channel, 13, BASIC_REJECT, delivery_tag, requeue, 0xCE)
 
 
+_routes: dict[tuple[str, str, bool], bytes] = {}
+
+
+def _encode_route(exchange: str, routing_key: str, mandatory: bool) -> bytes:
+    """The arguments of ``basic.publish``."""
+    route = _routes.get((exchange, routing_key, mandatory))
+    if route is None:
+        if len(_routes) >= _CACHE_SIZE:
+            _routes.clear()
+        names = encode_shortstr(exchange, "exchange name") + encode_shortstr(routing_key, "routing key")
+        route = _routes[exchange, routing_key, mandatory] = b"\0\0" + names + (b"\1" if mandatory else b"\0")
+    return route
+
+
 class PublishEncoder:
     """``basic.publish`` with its content, for one channel."""
 
@@ -279,10 +344,10 @@ class PublishEncoder:
         key = (exchange, routing_key, mandatory, properties, size)
         head = self._heads.get(key)
         if head is None:
-            if len(self._heads) >= _CACHE_SIZE:
-                self._heads.clear()
             head = self._encode_head(*key)
-            if len(properties) <= _CACHED_PROPERTIES:
+            if not _unpack_u16(properties)[0] & _ITS_OWN and len(properties) <= _CACHED_PROPERTIES:
+                if len(self._heads) >= _CACHE_SIZE:
+                    self._heads.clear()
                 self._heads[key] = head
         if size == 0:
             return head
@@ -298,23 +363,19 @@ class PublishEncoder:
                 f"properties and headers are {len(properties)} bytes and must fit into one frame "
                 f"of {self._max_payload} (frame_max): put large values into the body"
             )
-        arguments = (
-            b"\0\0"
-            + encode_shortstr(exchange, "exchange name")
-            + encode_shortstr(routing_key, "routing key")
-            + (b"\1" if mandatory else b"\0")
+        route = _encode_route(exchange, routing_key, mandatory)
+        channel = self._channel
+        return b"".join(
+            (
+                _pack_method_head(METHOD, channel, 4 + len(route), BASIC_PUBLISH),
+                route,
+                FRAME_END,
+                _pack_header_head(HEADER, channel, header_size, 60 << 16, size),
+                properties,
+                FRAME_END,
+                _pack_head(BODY, channel, min(size, self._max_payload)) if size else b"",
+            )
         )
-        parts = [
-            _pack_method_head(METHOD, self._channel, 4 + len(arguments), BASIC_PUBLISH),
-            arguments,
-            FRAME_END,
-            _pack_header_head(HEADER, self._channel, header_size, 60 << 16, size),
-            properties,
-            FRAME_END,
-        ]
-        if size:
-            parts.append(_pack_head(BODY, self._channel, min(size, self._max_payload)))
-        return b"".join(parts)
 
     def _encode_split(self, head: bytes, body: memoryview) -> bytes:
         step = self._max_payload
@@ -335,6 +396,9 @@ class Deliver(NamedTuple):
     delivery_tag: int
     redelivered: bool
     route: bytes
+
+
+_make_deliver: Callable[[tuple[Any, ...]], Deliver] = partial(tuple.__new__, Deliver)  # pyright: ignore[reportUnknownMemberType]
 
 
 class GetOk(NamedTuple):
@@ -379,7 +443,7 @@ def decode_deliver(payload: bytes) -> Deliver:
         route = payload[tag + 9 : _end_of_route(payload, tag + 9)]
     except (struct.error, IndexError):
         raise _truncated("basic.deliver", payload) from None
-    return Deliver(payload[5:tag], delivery_tag, bool(redelivered & 1), route)
+    return _make_deliver((payload[5:tag], delivery_tag, bool(redelivered & 1), route))
 
 
 def decode_get_ok(payload: bytes) -> GetOk:
@@ -484,6 +548,7 @@ class FrameDecoder:
         "_have",
         "_is_stopped",
         "_kept",
+        "_last_properties",
         "_last_shape",
         "_need",
         "_on_frame",
@@ -510,6 +575,7 @@ class FrameDecoder:
         self._big_have = self._big_need = 0
         self._template: _Template | None = None
         self._is_stopped = False
+        self._last_properties = b""
         self._last_shape: tuple[bytes, bytes, bytes] | None = None
 
     def limit(self, frame_max: int) -> None:
@@ -696,7 +762,9 @@ class FrameDecoder:
         properties = data[stop + 19 : header_stop - 1]
         body = data[header_stop + 7 : after - 1] if body_size else b""
         on_delivery(delivery_tag, redelivered, route, properties, body)
-        if body_size and not self._is_stopped:
+        if properties != self._last_properties:
+            self._last_properties = properties
+        elif body_size and not self._is_stopped:
             at_tag = pos + 12 + len(consumer_tag)
             shape = (data[pos:at_tag], data[at_tag + 8 : stop + 11], data[stop + 19 : header_stop + 3])
             if shape == self._last_shape:

@@ -12,9 +12,11 @@ import asyncio
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from leveret.outcome import DONE, Outcome
+
+T = TypeVar("T")
 
 _FLUSH_AT = 65_536
 
@@ -95,15 +97,27 @@ class Output:
     def before_flush(self, callback: Callable[[], None]) -> None:
         """Call *callback* once at the end of this turn, so that it can write what it has saved up."""
         self._before_flush.append(callback)
-        if not self._flush_due:  # as gather(), without the call
-            self._flush_due = True
-            self._loop.call_soon(self._flush_turn)
-
-    def gather(self) -> None:
-        """Send nothing of this turn at once: the caller knows that more is to come."""
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush_turn)
+
+    def together(self, write: Callable[[], T]) -> T:
+        """Send in one piece what *write* writes and what it has others save up: at once where :meth:`write` would.
+
+        Raises:
+            Exception: whatever *write* raises.
+        """
+        if self._flush_due:
+            return write()
+        self._flush_due = True  # so nothing goes out by itself
+        try:
+            return write()
+        finally:
+            if self.may_send_at_once:
+                self.may_send_at_once = False
+                self._flush_turn()
+            else:
+                self._loop.call_soon(self._flush_turn)
 
     def _flush_turn(self) -> None:
         try:
@@ -198,9 +212,9 @@ class CommitGate:
         "before_flush",
         "drain",
         "forget",
-        "gather",
         "hold",
         "release",
+        "together",
         "when_released",
     )
 
@@ -208,9 +222,9 @@ class CommitGate:
         self.before_flush = output.before_flush
         self.drain = output.drain
         self.forget = output.forget
-        self.gather = output.gather
         self.hold = output.hold
         self.release = output.release
+        self.together = output.together
         self.when_released = output.when_released
         self._output = output
         self._committing = False

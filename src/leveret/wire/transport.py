@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import errno
-import ipaddress
 import os
 import re
 import socket
@@ -382,6 +381,7 @@ class Transport(asyncio.BufferedProtocol):
         elif isinstance(method, ConnectionMethods.Close):
             self._on_close(method)
         elif isinstance(method, ConnectionMethods.CloseOk) and self._close_ok is not None:
+            self._abort()  # so the socket is closed when whoever waits for this comes to run
             if not self._close_ok.done():
                 self._close_ok.set_result(None)
         elif self.state is State.CLOSING:
@@ -572,11 +572,12 @@ class Transport(asyncio.BufferedProtocol):
                 _log.info("%r: no close-ok in time%s; aborting", self, self.blocked_hint())
             finally:
                 self.abort(error)
-        timer = self._loop.call_at(deadline, self._abort)
-        try:
-            await self._disconnect()
-        finally:
-            timer.cancel()
+        if not self._disconnected.done():
+            timer = self._loop.call_at(deadline, self._abort)
+            try:
+                await self._disconnect()
+            finally:
+                timer.cancel()
 
     def leave(self, error: Exception) -> None:
         """End it now with *error* for all who use it; the broker is told, but not waited for."""
@@ -664,11 +665,13 @@ class Transport(asyncio.BufferedProtocol):
 
 
 def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host.partition("%")[0])  # without the zone of a link-local address
+        except (OSError, ValueError):  # ValueError: a NUL, or what is no ASCII
+            continue
+        return True
+    return False
 
 
 def _caused(error: E, cause: Exception | None) -> E:
