@@ -10,6 +10,11 @@ from typing import Any
 
 from pamqp.commands import Basic
 
+# aio-pika's module has these names, and scripts import them from it.
+from leveret.abc import AbstractChannel as AbstractChannel
+from leveret.abc import AbstractExchange as AbstractExchange
+from leveret.abc import AbstractIncomingMessage as AbstractIncomingMessage
+from leveret.abc import AbstractQueue as AbstractQueue
 from leveret.channel import Channel
 from leveret.consuming import Consumer
 from leveret.exceptions import MessageDecodeError
@@ -41,7 +46,6 @@ class NackMessage(MessageProcessingError):
     """
 
     def __init__(self, requeue: bool = False) -> None:
-        super().__init__(requeue)
         self.requeue = requeue
 
 
@@ -53,7 +57,6 @@ class RejectMessage(MessageProcessingError):
     """
 
     def __init__(self, requeue: bool = False) -> None:
-        super().__init__(requeue)
         self.requeue = requeue
 
 
