@@ -19,10 +19,11 @@ from leveret.exchange import Exchange, ExchangeParamType
 from leveret.exchange import exchange_name as get_exchange_name
 from leveret.iterator import QueueIterator
 from leveret.message import IncomingMessage, Message, ProcessContext, ReturnedMessage
+from leveret.pool import PoolInstance
 from leveret.queue import Queue
 from leveret.robust import RobustConnection
 from leveret.robust_channel import RobustChannel, RobustExchange, RobustQueue
-from leveret.tools import CallbackCollection, CallbackSetType, CallbackType
+from leveret.tools import CallbackCollection, CallbackSetType, CallbackType, OneShotCallback
 from leveret.transaction import Transaction
 from leveret.types import (
     MILLISECONDS,
@@ -107,6 +108,8 @@ __all__ = [
     "HeadersType",
     "MessageInfo",
     "NoneType",
+    "OneShotCallback",
+    "PoolInstance",
     "PublishResultType",
     "SSLOptions",
     "TimeoutType",

@@ -20,6 +20,19 @@ def check_count(name: str, value: object, least: int, most: int | None = None, h
         raise ValueError(f"{name} must be {allowed}{hint}, not {value}")
 
 
+def check_seconds(name: str, value: object) -> None:
+    """Raise unless *value*, the argument *name*, is a number of seconds; ``math.inf`` is one.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not a number by its name (NaN).
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+    if value != value:
+        raise ValueError(f"{name} must be a number of seconds (math.inf for no limit), not {value}")
+
+
 def check_callback(callback: Callable[..., object]) -> None:
     """Raise unless *callback* can be called with one argument, a message.
 

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from leveret.checks import check_callback, check_count
@@ -116,6 +116,14 @@ class Consumer(str):
         """
         check_drain(drain)
         return await drain_consumers([self._running], drain, self._channel.seconds(timeout))
+
+
+async def stop_together(consumers: Sequence[Consumer], drain: float) -> None:
+    """Stop *consumers* of one channel as :meth:`Consumer.stop` does, in the time that one takes."""
+    if consumers:
+        running = [each._running for each in consumers]  # pyright: ignore[reportPrivateUsage]
+        channel = consumers[0]._channel  # pyright: ignore[reportPrivateUsage]
+        await drain_consumers(running, drain, channel.seconds(None))
 
 
 async def consume(

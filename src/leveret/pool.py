@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+from leveret.checks import check_count
 from leveret.log import get_logger
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class Pool(Generic[T]):
         loop: accepted for aio-pika's sake; the running loop is used.
 
     Raises:
-        ValueError: *max_size* is less than 1.
+        TypeError: *max_size* is no int.
+        ValueError: it is less than 1.
     """
 
     def __init__(
@@ -83,8 +85,8 @@ class Pool(Generic[T]):
         max_size: int | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        if max_size is not None and max_size < 1:
-            raise ValueError(f"max_size must be 1 or more, or None for no limit, not {max_size}")
+        if max_size is not None:
+            check_count("max_size", max_size, 1, hint=", or None for no limit")
         if loop is not None:
             warnings.warn("Pool() takes no loop any more: it uses the running one", DeprecationWarning, stacklevel=2)
         self._constructor = constructor
@@ -100,6 +102,11 @@ class Pool(Generic[T]):
         size = "no limit" if self._max_size is None else f"at most {self._max_size}"
         state = "closed" if self._is_closed else f"{len(self._in_use)} in use, {len(self._idle)} idle, {size}"
         return f"<{type(self).__name__}: {state}>"
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The running event loop."""
+        return asyncio.get_running_loop()
 
     @property
     def is_closed(self) -> bool:

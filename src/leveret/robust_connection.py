@@ -1,5 +1,28 @@
 """For ``from aio_pika.robust_connection import …``."""
 
+from leveret.abc import (
+    AbstractRobustChannel,
+    AbstractRobustConnection,
+    CallbackCollection,
+    ConnectionParameter,
+    SSLOptions,
+)
+from leveret.connection import Connection, make_url
+from leveret.exceptions import CONNECTION_EXCEPTIONS, ChannelNotFoundEntity
 from leveret.robust import RobustConnection, connect_robust
+from leveret.robust_channel import RobustChannel
 
-__all__ = ["RobustConnection", "connect_robust"]
+__all__ = [
+    "CONNECTION_EXCEPTIONS",
+    "AbstractRobustChannel",
+    "AbstractRobustConnection",
+    "CallbackCollection",
+    "ChannelNotFoundEntity",
+    "Connection",
+    "ConnectionParameter",
+    "RobustChannel",
+    "RobustConnection",
+    "SSLOptions",
+    "connect_robust",
+    "make_url",
+]

@@ -1,5 +1,16 @@
 """For ``from aio_pika.robust_exchange import …``."""
 
+from leveret.abc import AbstractChannel, AbstractExchange, AbstractRobustExchange, get_exchange_name
+from leveret.exchange import Exchange
 from leveret.robust_channel import RobustExchange
+from leveret.types import ExchangeType
 
-__all__ = ["RobustExchange"]
+__all__ = [
+    "AbstractChannel",
+    "AbstractExchange",
+    "AbstractRobustExchange",
+    "Exchange",
+    "ExchangeType",
+    "RobustExchange",
+    "get_exchange_name",
+]

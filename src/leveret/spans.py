@@ -47,6 +47,10 @@ _MAX_EVENTS: Final = 100
 """Failures of one ``publish_many()`` that are events of its span; tracers keep few more."""
 
 
+_REPLY_TO: Final = "amq.rabbitmq.reply-to"
+"""What the addresses of direct replies begin with. https://www.rabbitmq.com/docs/direct-reply-to"""
+
+
 class _HeaderGetter(Getter[Mapping[str, Any]]):
     """Reads a context out of headers, whoever wrote them."""
 
@@ -170,6 +174,8 @@ def _clean(text: str) -> str:
 
 
 def _attributes(name: str, kind: str, exchange: str, routing_key: str | None, queue: str | None) -> _Attributes:
+    if not exchange and routing_key and routing_key.startswith(_REPLY_TO):
+        routing_key = _REPLY_TO  # what follows is another one for each caller
     parts = dict.fromkeys(_clean(part) for part in (exchange, routing_key, queue) if part)  # each once
     attributes: _Attributes = {
         "messaging.system": "rabbitmq",

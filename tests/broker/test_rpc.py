@@ -25,6 +25,7 @@ from leveret.exceptions import (
 )
 from leveret.patterns import RPC, JsonRPC, PickleRPC
 from leveret.patterns.rpc import JsonRPCError
+from tests.broker.test_helpers import eventually
 from tests.support.proxy import FaultProxy
 
 BOUND = 10
@@ -262,6 +263,175 @@ async def test_every_call_is_answered(rpc: RPC, name: str, kind: str) -> None:
     assert caught.value.type == type_
 
 
+class _Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+SERVED_BADLY: dict[str, tuple[BaseException | Any, str, str]] = {
+    "a lone surrogate in a result": ("\ud800", "UnicodeEncodeError", "surrogates not allowed"),
+    "a lone surrogate in an error": (ValueError("a\ud800b"), "ValueError", r"a\\ud800b"),
+    "a lone surrogate in a RemoteError": (RemoteError("Sold", "a\ud800b", ["\ud800"]), "Sold", r"a\\ud800b"),
+    "NaN in a result": ([float("nan")], "ValueError", "neither NaN nor Infinity"),
+    "NaN in an error": (ValueError(float("inf")), "ValueError", "inf"),
+    "an error without a text": (_Mute(), "_Mute", "whose text fails with RuntimeError"),
+}
+
+
+@pytest.mark.expects_errors
+@pytest.mark.parametrize("kind", SERVED_BADLY)
+@pytest.mark.parametrize("cls", [RPC, JsonRPC])
+async def test_what_cannot_be_sent_as_it_is_is_answered_all_the_same(
+    channel: Channel, name: str, kind: str, cls: type[RPC]
+) -> None:
+    given, type_, text = SERVED_BADLY[kind]
+
+    async def function() -> Any:
+        if isinstance(given, Exception):
+            raise given
+        return given
+
+    async with await cls.create(channel) as rpc:
+        await rpc.register(name, function, auto_delete=True)
+        with pytest.raises(RemoteError, match=text) as caught:
+            await within(rpc.call(name, timeout=5))
+        assert caught.value.type == type_
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800"])
+async def test_arguments_that_json_does_not_have_are_refused(rpc: RPC, name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=r"neither NaN nor Infinity|surrogates"):
+        await rpc.call(name, {"x": value})
+    assert not rpc.futures
+
+
+async def test_a_function_that_cancels_itself_is_answered_for(rpc: RPC, name: str) -> None:
+    async def cancels() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    await rpc.register(name, cancels, auto_delete=True)
+    for _ in range(2):
+        with pytest.raises(RemoteError, match="CancelledError"):
+            await within(rpc.call(name, timeout=5))
+
+
+@pytest.mark.parametrize("is_robust", [False, True], ids=["plain", "robust"])
+@pytest.mark.parametrize("how", ["channel", "connection", "unregister", "stop"])
+async def test_a_function_that_leveret_cancels_is_not_answered_for(
+    rpc: RPC, amqp_url: str, name: str, how: str, is_robust: bool
+) -> None:
+    """Its call comes again, elsewhere."""
+    began = asyncio.Event()
+
+    async def slow() -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    async with await (leveret.connect_robust if is_robust else connect)(amqp_url) as connection:
+        channel = await connection.channel()
+        server = await RPC.create(channel)
+        await server.register(name, slow)
+        calling = asyncio.ensure_future(rpc.call(name))
+        await within(began.wait())
+        if how == "channel":
+            await channel.close()
+        elif how == "connection":
+            await connection.close()
+        elif how == "unregister":
+            await server.unregister(slow, drain=0)
+        else:
+            await server.consumer_tags[slow].stop(0)
+        await rpc.register(name, lambda: "elsewhere")
+        assert await within(calling) == "elsewhere"
+    await rpc.channel.queue_delete(name)
+
+
+@pytest.mark.expects_errors
+@pytest.mark.parametrize("expires", [True, False])
+async def test_a_reply_that_is_too_large_is_answered_by_an_error_and_disturbs_nobody(
+    robust: RobustConnection, elsewhere: Channel, name: str, expires: bool
+) -> None:
+    runs: list[int] = []
+    go, began = asyncio.Event(), asyncio.Event()
+
+    async def big(size: int) -> str:
+        runs.append(size)
+        return "a" * size
+
+    async def slow() -> str:
+        runs.append(0)
+        began.set()
+        await go.wait()
+        return "slow"
+
+    server = await RPC.create(await robust.channel())
+    await server.register(name, big, auto_delete=True)
+    await server.register(f"{name}.slow", slow, auto_delete=True)
+    rpc = await RPC.create(elsewhere)
+    other = asyncio.ensure_future(rpc.call(f"{name}.slow"))
+    await within(began.wait())
+    size = 17_000_000
+    calling = rpc.call(name, {"size": size}, timeout=20 if expires else float("inf"))
+    if str(robust.server_properties["version"]).startswith("3."):  # takes 128 MiB, later ones 16
+        assert len(await within(calling)) == size
+    else:
+        with pytest.raises(RemoteError, match="larger than") as caught:
+            await within(calling)
+        assert caught.value.type == "ReplyRefused"
+    go.set()
+    assert await within(other) == "slow"
+    assert runs == [0, size]
+    assert await within(rpc.call(name, {"size": 5})) == "aaaaa"
+
+
+@pytest.mark.expects_errors
+@pytest.mark.parametrize("caller", ["leveret", "aio-pika"])
+async def test_where_the_broker_takes_less_than_expected_the_channel_is_closed_once(
+    robust: RobustConnection, amqp_url: str, name: str, caller: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over the reply of one call; another that runs then is run again, and gets its result."""
+    if str(robust.server_properties["version"]).startswith("3."):
+        pytest.skip("RabbitMQ 3.10 takes 128 MiB")
+    monkeypatch.setattr("leveret.patterns.serving.LARGE", 1 << 40)
+    runs: list[str] = []
+    go, began = asyncio.Event(), asyncio.Event()
+
+    async def big() -> str:
+        runs.append("big")
+        return "a" * 17_000_000
+
+    async def slow() -> str:
+        runs.append("slow")
+        began.set()
+        await go.wait()
+        return "slow"
+
+    channel = await robust.channel()
+    server = await RPC.create(channel)
+    await server.register(name, big)
+    await server.register(f"{name}.slow", slow)
+    rpc_class: Any = JsonRPC if caller == "leveret" else their_rpc("json")
+    connecting: Any = connect if caller == "leveret" else pytest.importorskip(AIO_PIKA).connect
+    async with await connecting(amqp_url) as connection:
+        rpc = await rpc_class.create(await connection.channel())
+        other = asyncio.ensure_future(rpc.call(f"{name}.slow"))
+        await within(began.wait())
+        with pytest.raises(RuntimeError) as caught:
+            await within(rpc.call(name))
+        assert caught.value.args[1]["error"]["type"] == "ReplyRefused"
+        go.set()
+        assert await within(other) == "slow"
+    assert runs.count("big") == 2
+    assert runs.count("slow") == 2
+    await within(channel.queue_delete(name))
+    await within(channel.queue_delete(f"{name}.slow"))
+
+
 async def test_a_function_that_is_not_there_any_more_is_answered_for(rpc: RPC, name: str) -> None:
     await rpc.register(name, add, auto_delete=True)
     del rpc.routes[name]
@@ -269,11 +439,31 @@ async def test_a_function_that_is_not_there_any_more_is_answered_for(rpc: RPC, n
         await within(rpc.call(name))
 
 
+async def test_an_exception_that_cannot_be_pickled_or_unpickled_keeps_its_text(channel: Channel, name: str) -> None:
+    class Local(Exception):
+        pass
+
+    async with await PickleRPC.create(channel) as rpc:
+        for number, error in enumerate((Local("no hares"), _TwoArguments("no", "hares"))):
+
+            async def function(error: Exception = error) -> None:
+                raise error
+
+            await rpc.register(f"{name}.{number}", function, auto_delete=True)
+            with pytest.raises(RuntimeError, match=f"{type(error).__name__}: no hares"):
+                await within(rpc.call(f"{name}.{number}"))
+
+
+class _TwoArguments(Exception):
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} {two}")
+
+
 async def test_names_and_functions_are_registered_once(rpc: RPC, name: str) -> None:
     arguments = {"x-max-length": 10}
     await rpc.register(name, add, auto_delete=True, arguments=arguments)
     assert arguments == {"x-max-length": 10}
-    with pytest.raises(RuntimeError, match="Function already registered"):
+    with pytest.raises(RuntimeError, match="the function is registered already"):
         await rpc.register(f"{name}.2", add)
     with pytest.raises(RuntimeError, match="Method name already used"):
         await rpc.register(name, fails)
@@ -395,10 +585,23 @@ async def test_closing_ends_calls_and_leaves_nothing(
     with pytest.raises(PublishOutcomeUnknown, match="closed"):
         await calling
     await rpc.close()
-    assert "RPC already closed" in caplog.text
+    assert "the RPC is closed already" in caplog.text
     with pytest.raises(RuntimeError, match="not initialised"):
         await rpc.call(name)
     assert not channel.return_callbacks
+    await rpc.initialize()
+
+
+async def test_a_function_may_close_its_rpc_and_is_not_waited_for(rpc: RPC, elsewhere: Channel, name: str) -> None:
+    async def closes() -> str:
+        await rpc.close()
+        return "closed"
+
+    await rpc.register(f"{name}.other", add, auto_delete=True)
+    await rpc.register(name, closes, auto_delete=True)
+    caller = await RPC.create(elsewhere)
+    async with asyncio.timeout(5):  # functions get ten seconds to end
+        assert await caller.call(name) == "closed"
     await rpc.initialize()
 
 
@@ -431,8 +634,10 @@ async def test_a_closed_channel_ends_calls_and_refuses_more(channel: Channel, na
     await channel.close()
     with pytest.raises(PublishOutcomeUnknown):
         await within(calling)
-    with pytest.raises((RuntimeError, ChannelInvalidStateError)):
+    with pytest.raises(ChannelInvalidStateError, match="the channel is closed"):
         await rpc.call(name)
+    with pytest.raises(ChannelInvalidStateError, match="the channel is closed"):
+        await rpc.register(name, add)
     await channel.reopen()
     await rpc.initialize()
     await rpc.register(name + "2", add, auto_delete=True)
@@ -446,7 +651,7 @@ async def test_unknown_replies_are_dropped(channel: Channel, caplog: pytest.LogC
     async with asyncio.timeout(BOUND):
         while rpc.dropped_replies < 2:  # noqa: ASYNC110 - nothing announces it
             await asyncio.sleep(0.01)
-    assert "Message without correlation_id was received" in caplog.text
+    assert "a reply without a correlation_id" in caplog.text
     await rpc.close()
 
 
@@ -624,3 +829,23 @@ async def test_a_subclass_as_aio_pika_has_them_works(channel: Channel, name: str
     with pytest.raises(LookupError, match="own"):
         await rpc.call(name, {"x": 1})
     assert seen == ["execute", "execute"]
+
+
+async def test_a_reply_that_takes_for_ever_to_read_ends_with_the_call_s_timeout_or_the_rpc(
+    channel: Channel, name: str
+) -> None:
+    class Stuck(RPC):
+        async def deserialize_message(self, message: leveret.IncomingMessage) -> Any:
+            if message.type == "result":
+                await asyncio.Event().wait()
+            return await super().deserialize_message(message)
+
+    rpc = await Stuck.create(channel)
+    await rpc.register(name, add, auto_delete=True)
+    with pytest.raises(TimeoutError):
+        await rpc.call(name, {"x": 1, "y": 1}, timeout=0.3)
+    waiting = asyncio.create_task(rpc.call(name, {"x": 1, "y": 1}))
+    await eventually(lambda: rpc.futures)
+    await asyncio.wait_for(rpc.close(), BOUND)
+    with pytest.raises(PublishOutcomeUnknown):
+        await waiting

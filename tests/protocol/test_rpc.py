@@ -23,6 +23,7 @@ from leveret.patterns import RPC
 from leveret.wire.codec import encode_ack
 from tests.protocol.kit import turns, until, within
 from tests.protocol.robust_kit import (
+    Held,
     Server,
     ServerLink,
     again,
@@ -31,6 +32,7 @@ from tests.protocol.robust_kit import (
     closed_by_broker,
     fence,
     lost,
+    refuse,
     robust,
     silent,
 )
@@ -214,7 +216,7 @@ async def test_a_returned_call_fails_and_other_returns_are_not_its_business(capl
         with pytest.raises(NoServer, match="'m'"):
             await within(calling)
         await fence(connection)
-        assert caplog.text.count("Unknown message was returned") == 2
+        assert caplog.text.count("a message came back that no call waits for") == 2
 
 
 @pytest.mark.parametrize(
@@ -379,3 +381,160 @@ async def test_a_method_that_is_refused_is_not_registered() -> None:
                 await rpc.register("m", print)
         assert not rpc.routes
         assert not rpc.queues
+
+
+# ------------------------------------------------------------------------- replies that close the channel
+
+
+def redeliver(server: Server, tag: int = 1, correlation_id: str = "id") -> None:
+    """Deliver the call again, as the broker does after it has closed the channel."""
+    link = server.link
+    consume = next(m for m in reversed(link.all(CONSUME)) if m.queue == "m")
+    properties = commands.Basic.Properties(correlation_id=correlation_id, message_type="call", reply_to="their.queue")
+    link.session.deliver(
+        link.channel_of("m"), consume.consumer_tag, tag, b"{}", properties=properties, redelivered=True
+    )
+
+
+TOO_LARGE = refuse(406, "PRECONDITION_FAILED - message size 5 is larger than configured max size 4")
+
+
+@pytest.mark.expects_errors
+async def test_a_reply_that_closed_the_channel_closes_it_once_and_is_answered_by_an_error(confirms: bool) -> None:
+    runs = 0
+
+    async def function() -> str:
+        nonlocal runs
+        runs += 1
+        return "large"
+
+    async with robust() as (connection, server):
+        channel = await channel_of(connection, publisher_confirms=confirms)
+        rpc = await RPC.create(channel)
+        await rpc.register("m", function)
+        server.at(PUBLISH, TOO_LARGE, times=2)
+        deliver(server)
+        await until(lambda: len(server.link.all(CONSUME)) == 4)  # it is back: the replies, and the function
+        await within(channel.ready())  # type: ignore[attr-defined]
+        redeliver(server)
+        await server.seen(commands.Basic.Ack)
+        assert runs == 2
+        refused_twice, answer = server.published[:2], server.published[2]
+        assert [sent.body for sent in refused_twice] == [b'"large"', b'"large"']
+        assert refused_twice[1].channel != server.link.channel_of("m")
+        assert b"ReplyRefused" in answer.body
+        assert b"larger than" in answer.body
+        assert len(server.link.all(CONSUME)) == 4
+
+
+async def test_what_came_again_with_it_is_run_again_and_gets_its_result(confirms: bool) -> None:
+    async with robust() as (connection, server):
+        channel = await channel_of(connection, publisher_confirms=confirms)
+        rpc = await RPC.create(channel)
+        await rpc.register("m", lambda: 5)
+        server.at(PUBLISH, TOO_LARGE)
+        deliver(server)
+        await until(lambda: len(server.link.all(CONSUME)) == 4)
+        await within(channel.ready())  # type: ignore[attr-defined]
+        redeliver(server)
+        await server.seen(commands.Basic.Ack)
+        assert [sent.body for sent in server.published] == [b"5", b"5"]
+
+
+@pytest.mark.expects_errors
+async def test_where_not_even_an_error_can_be_sent_the_call_is_rejected(confirms: bool) -> None:
+    async with robust() as (connection, server):
+        channel = await channel_of(connection, publisher_confirms=confirms)
+        rpc = await RPC.create(channel)
+        await rpc.register("m", lambda: 5)
+        server.at(PUBLISH, refuse(403), times=3)
+        deliver(server)
+        await until(lambda: len(server.link.all(CONSUME)) == 4)
+        await within(channel.ready())  # type: ignore[attr-defined]
+        redeliver(server)
+        (reject,) = await server.seen(commands.Basic.Reject)
+        assert not reject.requeue
+        assert not server.link.all(commands.Basic.Ack)
+
+
+# ------------------------------------------------------------------------------------ beginning, and ending
+
+
+@pytest.mark.parametrize("how", ["cancelled", "timed out"])
+async def test_a_beginning_that_was_given_up_leaves_the_channel_usable(how: str) -> None:
+    """RabbitMQ closes a channel that consumes twice from direct reply-to, also before the first is cancelled."""
+    async with robust() as (connection, server):
+        channel = await channel_of(connection)
+        held = Held()
+        server.at(CONSUME, held)
+        creating = asyncio.ensure_future(RPC.create(channel))
+        await held.reached()
+        if how == "cancelled":
+            creating.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await creating
+        else:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await creating
+        second = await within(RPC.create(channel))
+        assert second.result_queue.name != REPLY_TO
+        held.go()
+        await server.seen(commands.Basic.Cancel)
+        await fence(connection)
+        third = await within(RPC.create(channel, direct_reply_to=True))
+        assert third.result_queue.name == REPLY_TO
+
+
+@pytest.mark.parametrize("first", ["close", "register"])
+async def test_nothing_is_served_after_a_close_that_met_a_registration(first: str) -> None:
+    async with robust() as (connection, server):
+        rpc = await RPC.create(await channel_of(connection))
+        calls = {"close": rpc.close, "register": lambda: rpc.register("m", print)}
+        order = [first, *(calls.keys() - {first})]
+        results = await within(asyncio.gather(*(calls[each]() for each in order), return_exceptions=True))
+        assert isinstance(results[order.index("register")], RuntimeError)
+        assert results[order.index("close")] is None
+        cancelled = {m.consumer_tag for m in server.link.all(commands.Basic.Cancel)}
+        assert {m.consumer_tag for m in server.link.all(CONSUME)} == cancelled
+        assert not rpc.routes
+        assert not rpc.consumer_tags
+        with pytest.raises(RuntimeError, match="closed"):
+            await rpc.register("m", print)
+
+
+async def test_after_the_reply_queue_was_deleted_calls_say_so_until_there_is_another() -> None:
+    async with robust() as (connection, server):
+        rpc = await RPC.create(await channel_of(connection), direct_reply_to=False)
+        # The channel forgets a queue that is deleted through it.
+        await rpc.result_queue.delete(if_unused=False, if_empty=False)
+        server.link.cancel(rpc.result_queue.name)
+        await fence(connection)
+        with pytest.raises(RuntimeError, match="queue for replies was deleted"):
+            await rpc.call("m")
+        await rpc.initialize()
+        calling = call(rpc)
+        await until(lambda: server.keys() == ["m"])
+        reply(rpc, server.link)
+        assert await within(calling) == 1
+
+
+async def test_the_log_has_one_line_for_each_message(caplog: pytest.LogCaptureFixture) -> None:
+    async with robust() as (connection, server):
+        rpc = await RPC.create(await channel_of(connection))
+        for correlation_id in ("unknown", "un\nknown"):
+            reply(rpc, server.link, correlation_id, headers={str(n): "x" * 50 for n in range(20)})
+        await fence(connection)
+        messages = [each.getMessage() for each in caplog.records if each.name == "leveret.patterns.rpc"]
+        assert len(messages) == 2
+        assert all(len(each.splitlines()) == 1 for each in messages)
+
+
+@pytest.mark.parametrize("timeout", ["5", True, float("nan"), object()])
+async def test_a_timeout_that_is_none_is_refused(timeout: Any) -> None:
+    async with robust() as (connection, server):
+        rpc = await RPC.create(await channel_of(connection))
+        with pytest.raises((TypeError, ValueError), match="timeout must be a number of seconds"):
+            await rpc.call("m", timeout=timeout)
+        assert not server.published
+        assert not rpc.futures

@@ -41,7 +41,6 @@ NO_SUCH_MEMBER = {
     "RobustQueueIterator.on_message": "the same",
     "AbstractQueueIterator.on_message": "the same",
     "RobustQueueIterator.RETRY_DELAY": "an iterator does not poll for its channel",
-    "Pool.loop": "pools use the running loop",
     "UnderlayChannel.close_callback": "the channel's close_callbacks tell",
     "UnderlayChannel.create": "leveret opens its own channels",
     "UnderlayConnection.close_callback": "the connection's close_callbacks tell",
@@ -292,3 +291,19 @@ def test_a_handle_passes_for_its_abstract_class():
     for cls, name in pairs:
         assert issubclass(cls, getattr(leveret.abc, name))
     assert not issubclass(leveret.Channel, leveret.abc.AbstractRobustChannel)
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("abc", "OneShotCallback PoolInstance"),
+        ("patterns.rpc", "AbstractChannel AbstractExchange AbstractIncomingMessage AbstractQueue"),
+        ("patterns.master", "AbstractChannel AbstractExchange AbstractIncomingMessage AbstractQueue"),
+        ("robust_connection", "AbstractRobustConnection Connection ConnectionParameter RobustChannel make_url"),
+        ("robust_exchange", "AbstractRobustExchange Exchange ExchangeType"),
+        ("robust_queue", "AbstractRobustQueue Queue QueueIterator"),
+    ],
+)
+def test_names_that_aio_pika_s_modules_only_pass_on_can_be_imported_from_them(module, names):
+    ours = importlib.import_module(f"leveret.{module}")
+    assert [name for name in names.split() if not hasattr(ours, name)] == []

@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 
-from leveret.checks import check_callback, check_count
+from leveret.checks import check_callback, check_count, check_seconds
 
 
 @pytest.mark.parametrize("wrong", ["5", 5.0, None, True])
@@ -64,3 +64,17 @@ def test_callbacks_that_cannot_are_told_before_the_first_message(wrong):
 def test_what_is_not_callable_is_no_callback():
     with pytest.raises(TypeError, match="must be callable, not 5"):
         check_callback(5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", ["5", None, True, [1]])
+def test_seconds_are_a_number(wrong):
+    with pytest.raises(TypeError, match="timeout must be a number of seconds, not "):
+        check_seconds("timeout", wrong)
+
+
+def test_seconds_may_be_endless_but_not_nan():
+    check_seconds("timeout", 5)
+    check_seconds("timeout", 0.5)
+    check_seconds("timeout", float("inf"))
+    with pytest.raises(ValueError, match="not nan"):
+        check_seconds("timeout", float("nan"))

@@ -114,16 +114,16 @@ MAP |= {
     "delivered": {"message", "outcome", "wire.codec"},
     "lazy": set(),
     "tools": {"callbacks"},
-    "robust_connection": {"robust"},
-    "robust_exchange": {"robust_channel"},
-    "robust_queue": {"robust_channel", "iterator"},
+    "robust_connection": {"abc", "connection", "robust", "robust_channel"},
+    "robust_exchange": {"abc", "exchange", "robust_channel"},
+    "robust_queue": {"abc", "iterator", "queue", "robust_channel"},
     "abc": {"channel", "connection", "exchange", "iterator", "message", "queue", "robust", "robust_channel"},
     "compat": set(),
     "compat.aiormq": {"compat.aiormq.abc", "compat.aiormq.exceptions", "underlay"},
     "compat.aiormq.abc": {"delivered", "underlay"},
     "compat.aiormq.exceptions": set(),
 }
-MAP["abc"] |= {"delivered", "tools", "transaction", "underlay", "url"}
+MAP["abc"] |= {"delivered", "pool", "tools", "transaction", "underlay", "url"}
 MAP["message"] |= {"older", "times", "underlay"}
 for handle in ("channel", "connection", "robust", "transaction"):
     MAP[handle] |= {"older"}
@@ -134,19 +134,32 @@ MAP |= {
     "patterns": {"patterns.master", "patterns.rpc"},
     "patterns.serializers": set(),
     "patterns.base": {"message", "patterns.serializers"},
+    "patterns.apart": {"channel", "message"},
     "patterns.calls": {"message", "outcome"},
+    "patterns.errors": {"message"},
     "patterns.replies": {"message", "queue", "records"},
-    "patterns.serving": {*_HANDLES, "failures", "outcome", "patterns.base"},
+    "patterns.serving": {
+        *_HANDLES,
+        "draining",
+        "failures",
+        "outcome",
+        "patterns.apart",
+        "patterns.base",
+        "patterns.errors",
+    },
     "patterns.rpc": {
         *_HANDLES,
+        "abc",
         "outcome",
+        "patterns.apart",
         "patterns.base",
         "patterns.calls",
+        "patterns.errors",
         "patterns.replies",
         "patterns.serializers",
         "patterns.serving",
     },
-    "patterns.master": {*_HANDLES, "patterns.base", "patterns.serializers"},
+    "patterns.master": {*_HANDLES, "abc", "patterns.base", "patterns.serializers"},
 }
 # leveret.testing: a broker of its own, on the wire's codec; nothing of the client's handles.
 MAP |= {
@@ -410,9 +423,9 @@ LINES = {
     "delivered": 130,
     "lazy": 20,
     "tools": 130,
-    "robust_connection": 6,
-    "robust_exchange": 6,
-    "robust_queue": 6,
+    "robust_connection": 20,
+    "robust_exchange": 10,
+    "robust_queue": 20,
     "abc": 100,
     "compat": 100,
     "compat.aiormq": 80,
@@ -423,6 +436,8 @@ LINES = {
     "patterns.serializers": 160,
     "patterns.base": 140,
     "patterns.calls": 120,
+    "patterns.apart": 40,
+    "patterns.errors": 60,
     "patterns.replies": 100,
     "patterns.serving": 260,
     "patterns.rpc": 400,

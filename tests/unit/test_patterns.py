@@ -20,6 +20,7 @@ import pytest
 
 from leveret.exceptions import MessageDecodeError, NoServer, PublishOutcomeUnknown, RemoteError
 from leveret.message import IncomingMessage
+from leveret.patterns import NackMessage, RejectMessage
 from leveret.patterns.base import Base, Proxy, as_coroutine_function
 from leveret.patterns.calls import Calls
 from leveret.patterns.rpc import JsonRPC, JsonRPCError, PickleRPC, RPCException, error_fields
@@ -84,6 +85,25 @@ def test_pydantic_s_models_are_dumped() -> None:
 
 def test_json_is_utf_8_and_short() -> None:
     assert JSONSerializer().serialize({"a": ["ä", 1]}) == '{"a":["ä",1]}'.encode()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), [{"x": float("-inf")}]])
+def test_json_has_no_nan(value: Any) -> None:
+    with pytest.raises(ValueError, match="JSON has neither NaN nor Infinity"):
+        JSONSerializer().serialize(value)
+
+
+@pytest.mark.parametrize("body", [b"no pickle", b"", b"cno_such_module\nThing\n."])
+def test_what_cannot_be_unpickled_is_a_decode_error(body: bytes) -> None:
+    with pytest.raises(MessageDecodeError, match="cannot be unpickled"):
+        PickleSerializer().deserialize(body)
+
+
+@pytest.mark.parametrize("kind", [NackMessage, RejectMessage])
+def test_verdicts_have_the_arguments_that_they_have_in_aio_pika(kind: Any) -> None:
+    assert kind(requeue=True).args == ()
+    assert kind(True).args == (True,)
+    assert pickle.loads(pickle.dumps(kind(requeue=True))).requeue is True
 
 
 def test_what_has_no_form_is_named() -> None:
@@ -250,6 +270,20 @@ def test_errors_of_json_rpc_are_as_in_aio_pika() -> None:
     assert (error.type, error.message, error.data) == ("ValueError", "ValueError('x')", ["x"])
 
 
+@pytest.mark.parametrize(
+    ("message", "args", "text"),
+    [
+        ("ValueError('no such sku')", ["no such sku"], "ValueError: no such sku"),
+        ("ValueError()", [], "ValueError"),
+        ("ValueError('a', 1)", ["a", 1], "ValueError('a', 1)"),
+        ("no such sku", None, "ValueError: no such sku"),
+    ],
+)
+def test_an_error_of_json_rpc_has_its_type_once_in_its_text(message: str, args: Any, text: str) -> None:
+    error = JsonRPC._remote_error({"error": {"type": "ValueError", "message": message, "args": args}})
+    assert str(error) == text
+
+
 @pytest.mark.parametrize("payload", [None, 5, "error", {}, {"error": 5}, {"error": {"type": "T"}}])
 def test_an_error_of_another_shape_is_wrapped(payload: Any) -> None:
     assert error_fields(payload) is None
@@ -291,8 +325,8 @@ async def test_calls_end_at_their_deadlines() -> None:
 async def test_no_two_calls_have_one_correlation_id() -> None:
     calls = Calls(asyncio.get_running_loop())
     assert len({calls.begin()[1] for _ in range(1000)}) == 1000
-    assert calls.take("unknown") is None
-    assert calls.take(None) is None
+    assert calls.waiting("unknown") is None
+    assert calls.waiting(None) is None
 
 
 async def test_a_call_whose_message_still_waits_to_be_sent_is_not_lost_with_the_channel() -> None:

@@ -321,3 +321,14 @@ async def test_loop_is_ignored_with_a_warning(maker: Maker) -> None:
     with pytest.warns(DeprecationWarning, match="loop"):
         pool = Pool(maker, loop=asyncio.get_running_loop())
     assert (await pool.get()).number == 1
+
+
+@pytest.mark.parametrize("wrong", [1.5, True, "3"])
+async def test_a_size_is_a_whole_number(maker: Maker, wrong: Any) -> None:
+    with pytest.raises(TypeError, match="max_size must be an int, not "):
+        Pool(maker, max_size=wrong)
+
+
+async def test_a_pool_knows_its_loop(maker: Maker) -> None:
+    """As in aio-pika."""
+    assert Pool(maker).loop is asyncio.get_running_loop()

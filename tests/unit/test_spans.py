@@ -46,3 +46,10 @@ def test_a_carrier_adds_to_the_headers_and_takes_the_rest_from_what_it_carries()
     assert carrier.wire_properties() == given.wire_properties()._replace(headers={"a": 1, "traceparent": "new"})
     assert given.headers == {"a": 1, "traceparent": "old"}
     assert Carrier(Message(b""), {"b": "c"}).wire_properties().headers == {"b": "c"}
+
+
+def test_the_address_of_a_direct_reply_has_one_name_for_all_callers():
+    message = incoming(b"", b"amq.rabbitmq.reply-to.g1h2AA5yZXBseUAx.abc")
+    span, _ = Tracing(TracerProvider(), linked=False).start_process(message, None)
+    assert span.attributes["messaging.destination.name"] == "amq.rabbitmq.reply-to"
+    assert span.attributes["messaging.rabbitmq.destination.routing_key"] == "amq.rabbitmq.reply-to"

@@ -90,9 +90,9 @@ class Calls:
         self.futures[correlation_id] = call
         return call, correlation_id
 
-    def take(self, correlation_id: str | None) -> Call | None:
-        """The call of that id, if somebody waits for it; it waits no more."""
-        call = self.futures.pop(correlation_id or "", None)
+    def waiting(self, correlation_id: str | None) -> Call | None:
+        """The call of that id, if somebody waits for it."""
+        call = self.futures.get(correlation_id or "")
         return None if call is None or call.done() else call
 
     def limit_time(self, call: Call, deadline: float) -> None:

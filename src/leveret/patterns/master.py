@@ -10,6 +10,11 @@ from typing import Any
 
 from pamqp.commands import Basic
 
+# aio-pika's module has these names, and scripts import them from it.
+from leveret.abc import AbstractChannel as AbstractChannel
+from leveret.abc import AbstractExchange as AbstractExchange
+from leveret.abc import AbstractIncomingMessage as AbstractIncomingMessage
+from leveret.abc import AbstractQueue as AbstractQueue
 from leveret.channel import Channel
 from leveret.consuming import Consumer
 from leveret.exceptions import MessageDecodeError
@@ -41,7 +46,6 @@ class NackMessage(MessageProcessingError):
     """
 
     def __init__(self, requeue: bool = False) -> None:
-        super().__init__(requeue)
         self.requeue = requeue
 
 
@@ -53,7 +57,6 @@ class RejectMessage(MessageProcessingError):
     """
 
     def __init__(self, requeue: bool = False) -> None:
-        super().__init__(requeue)
         self.requeue = requeue
 
 
@@ -143,7 +146,7 @@ class Master(Base):
     @staticmethod
     def on_message_returned(channel: Channel | None, message: IncomingMessage) -> None:
         """No queue took a task."""
-        log.warning("Message returned. Probably destination queue does not exists: %r", message)
+        log.warning("a task came back, there is no such queue: %r", message)
 
     @classmethod
     async def execute(cls, func: CallbackType[T], kwargs: Any) -> T:
@@ -155,7 +158,7 @@ class Master(Base):
         """
         kwargs = kwargs or {}
         if not isinstance(kwargs, dict):
-            log.error("Bad kwargs %r received for the %r", kwargs, func)
+            log.error("a task for %r has no keyword arguments, but %r", func, kwargs)
             raise RejectMessage(requeue=False)
         return await func(**kwargs)
 

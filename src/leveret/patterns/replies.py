@@ -31,6 +31,7 @@ class Replies:
 
     Attributes:
         consumer_tag: its tag.
+        wire_tag: the one that the wire knows it by, once it was started.
     """
 
     no_ack = True
@@ -46,7 +47,7 @@ class Replies:
         self._queue = queue
         self._on_message = on_message
         self._on_cancelled = on_cancelled
-        self._tag = b""
+        self.wire_tag = b""
 
     async def start(self, *, exclusive: bool = False) -> None:
         """Consume, and again after a reconnect, on a channel that recovers.
@@ -73,7 +74,7 @@ class Replies:
         await self._queue.channel.unsubscribe(self.consumer_tag, None)
 
     def _attach(self, wire: WireChannel, wire_tag: str) -> Replies:
-        self._tag = wire_tag.encode()
+        self.wire_tag = wire_tag.encode()
         return self
 
     # ---------------------------------------------------------------------------------- what the wire says
@@ -86,7 +87,9 @@ class Replies:
         self, delivery_tag: int, redelivered: bool, route: bytes, properties: bytes, body: bytes, /
     ) -> None:
         """A message came."""
-        message = IncomingMessage.from_wire(None, self._tag, delivery_tag, redelivered, route, properties, body, True)
+        message = IncomingMessage.from_wire(
+            None, self.wire_tag, delivery_tag, redelivered, route, properties, body, True
+        )
         try:
             self._on_message(message)
         except Exception:

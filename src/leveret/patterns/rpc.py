@@ -19,16 +19,24 @@ import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+# aio-pika's module has these names, and scripts import them from it.
+from leveret.abc import AbstractChannel as AbstractChannel
+from leveret.abc import AbstractExchange as AbstractExchange
+from leveret.abc import AbstractIncomingMessage as AbstractIncomingMessage
+from leveret.abc import AbstractQueue as AbstractQueue
 from leveret.channel import Channel
-from leveret.exceptions import ConsumerCancelled, PublishOutcomeUnknown, RemoteError
+from leveret.checks import check_seconds
+from leveret.exceptions import ChannelInvalidStateError, ConsumerCancelled, PublishOutcomeUnknown, RemoteError
 from leveret.exchange import Exchange
 from leveret.message import IncomingMessage
 from leveret.outcome import fail
+from leveret.patterns.apart import refused
 from leveret.patterns.base import Proxy
 from leveret.patterns.calls import Call, Calls, no_server
+from leveret.patterns.errors import error_fields, summary, text_of
 from leveret.patterns.replies import Replies
 from leveret.patterns.serializers import JSONSerializer, PickleSerializer, Serializer, plain
-from leveret.patterns.serving import RPCMessageType, Server, error_fields, log
+from leveret.patterns.serving import RPCMessageType, Server, log
 from leveret.queue import Queue
 from leveret.types import DateType, DeliveryMode, ExchangeType, TimeoutType
 
@@ -37,8 +45,19 @@ if TYPE_CHECKING:
 
 DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
 
-_channels_with_direct_reply_to: weakref.WeakSet[Channel] = weakref.WeakSet()
-"""RabbitMQ closes a channel that consumes from it a second time (406)."""
+_DRAIN = 10.0
+"""Seconds that functions which run get when it is closed."""
+
+_direct_reply_to: weakref.WeakKeyDictionary[Channel, bytes | None] = weakref.WeakKeyDictionary()
+"""The channels that have it: None where an RPC does, or the tag of a consumer that the broker may still have.
+
+RabbitMQ closes a channel that consumes from it a second time (406), also before the first is cancelled.
+"""
+
+
+def _has_direct_reply_to(channel: Channel) -> bool:
+    tag = _direct_reply_to.get(channel, b"")
+    return tag is None or (channel.is_initialized and channel.wire.consumer(tag) is not None)
 
 
 class RPCException(RuntimeError):
@@ -101,6 +120,8 @@ class RPC(Server):
         self.dropped_replies = 0
         self._calls = Calls(self.loop)
         self._is_initialized = False
+        self._is_closing = False
+        self._why_not: Exception = RuntimeError("the RPC is not initialised: use await RPC.create(channel)")
         self._expired_queue: Queue | None = None
         self._replies: Replies | None = None
         self._expired: Replies | None = None
@@ -188,25 +209,26 @@ class RPC(Server):
         async with self._changing:
             if self._is_initialized:
                 return
+            self._replies = None
             is_direct = self._choose_direct(direct_reply_to, bool(kwargs) or not auto_delete)
             try:
                 await self._listen(is_direct, auto_delete, durable, exchange, kwargs)
             except BaseException:
                 if is_direct:
-                    _channels_with_direct_reply_to.discard(self.channel)
+                    self._release_direct_reply_to()
                 self._forget_expired_queue()
                 self.rpc_exchange = None
                 raise
 
     def _choose_direct(self, asked: bool | None, is_about_queue: bool) -> bool:
-        is_taken = self.channel in _channels_with_direct_reply_to
+        is_taken = _has_direct_reply_to(self.channel)
         if asked and is_about_queue:
             raise ValueError("direct_reply_to=True has no queue that other arguments could be about")
         if asked and is_taken:
             raise ValueError("another RPC on this channel has direct reply-to: there can be but one")
         is_direct = asked if asked is not None else not (is_about_queue or is_taken)
         if is_direct:
-            _channels_with_direct_reply_to.add(self.channel)
+            _direct_reply_to[self.channel] = None
         return is_direct
 
     async def _listen(
@@ -250,10 +272,11 @@ class RPC(Server):
     def _forget_expired_queue(self) -> None:
         self._expired_queue = self._expired = None
 
-    def _stop_listening(self) -> None:
+    def _stop_listening(self, why: Exception) -> None:
         if not self._is_initialized:
             return
         self._is_initialized = False
+        self._why_not = why
         self._forget_expired_queue()
         self.channel.close_callbacks.discard(self.on_close)
         self.channel.return_callbacks.discard(self.on_message_returned)
@@ -262,26 +285,37 @@ class RPC(Server):
         """Call and serve no more: functions are unregistered, then calls that wait end with PublishOutcomeUnknown.
 
         Functions that run get ten seconds to come to their end, and may call others meanwhile. The channel stays
-        open. Closing what is closed logs a warning.
+        open. Closing what is closed logs a warning. A function that closes it is not waited for; nothing can be
+        registered from now on.
 
         Raises:
             ChannelInvalidStateError: the channel is closed.
             TimeoutError: no answer in time.
         """
-        await asyncio.gather(*map(self.unregister, list(self._names)))
+        self._is_closing = True
+        try:
+            await self._close()
+        finally:
+            self._is_closing = False
+
+    async def _close(self) -> None:
+        await self._unregister(list(self._names), _DRAIN)
         async with self._changing:
             if not self._is_initialized:
-                log.warning("RPC already closed")
+                log.warning("the RPC is closed already")
                 return
             expired_queue, listening = self._expired_queue, [self._replies, self._expired]
-            self._stop_listening()
+            self._stop_listening(RuntimeError("the RPC is not initialised any more: it was closed"))
             self._calls.close()
+            for reading in self._reading:
+                reading.cancel()
             try:
                 for replies in listening:
                     if replies is not None:
                         await replies.stop()
             finally:
-                self._release_direct_reply_to()
+                if self.result_queue.name == DIRECT_REPLY_TO:
+                    self._release_direct_reply_to()
             if expired_queue is not None:
                 await expired_queue.delete(if_unused=False, if_empty=False)
             del self.result_queue, self.result_consumer_tag
@@ -289,8 +323,16 @@ class RPC(Server):
 
     def _release_direct_reply_to(self) -> None:
         """Let others on the channel have it."""
-        if self.result_queue.name == DIRECT_REPLY_TO:
-            _channels_with_direct_reply_to.discard(self.channel)
+        _direct_reply_to[self.channel] = b"" if self._replies is None else self._replies.wire_tag
+
+    def _check_initialized(self) -> None:
+        if not self._is_initialized:
+            raise type(self._why_not)(*self._why_not.args)  # each caller gets its own
+
+    def _check_serving(self) -> None:
+        self._check_initialized()
+        if self._is_closing:
+            raise RuntimeError("the RPC is being closed")
 
     # ------------------------------------------------------------------------------------------------- calling
 
@@ -324,14 +366,14 @@ class RPC(Server):
                 raise PublishOutcomeUnknown. The function may run twice then.
 
         Raises:
-            RemoteError: the function failed, or the server does not have it.
+            RemoteError: the function failed, or the server does not have it, or the broker refused its reply.
             NoServer: nobody serves the method (a MessageProcessError).
             TimeoutError: there was no reply in time, or the call expired. The function may have run all the same.
             PublishNotSent: the call could not be sent: nothing has run.
             PublishOutcomeUnknown: the link was lost, or this object was closed, before the reply: it may have run.
             MessageNacked: the broker refused the call, as a full queue may.
             MessageDecodeError: the reply cannot be read, or another serializer has made it.
-            RuntimeError: it is not initialised.
+            RuntimeError: it is not initialised, or no longer: it was closed, or its queue for replies was deleted.
             ChannelInvalidStateError: the channel is closed.
             TypeError, ValueError: something cannot be serialised, or is out of range.
 
@@ -339,8 +381,9 @@ class RPC(Server):
 
         Reconnect: while the link is down, the call waits for it within *timeout*.
         """
-        if not self._is_initialized:
-            raise RuntimeError("the RPC is not initialised: use await RPC.create(channel)")
+        self._check_initialized()
+        if timeout is not None:
+            check_seconds("timeout", timeout)
         loop, seconds = self.loop, self.channel.seconds(timeout)
         deadline = loop.time() + seconds
         if expiration is not None and self._expired_queue is None:
@@ -380,7 +423,7 @@ class RPC(Server):
             self._reading.add(task)
             task.add_done_callback(self._reading.discard)
             return
-        call = self._take_call(message)
+        call = self._call_of(message)
         if call is not None:
             try:
                 payload = self.read_message(message)
@@ -391,7 +434,7 @@ class RPC(Server):
 
     async def on_result_message(self, message: IncomingMessage) -> None:
         """A reply came, or a call of ours that expired; it never raises."""
-        call = self._take_call(message)
+        call = self._call_of(message)
         if call is not None:
             try:
                 payload = await self.deserialize_message(message)
@@ -400,23 +443,23 @@ class RPC(Server):
             else:
                 self._finish(call, message, payload)
 
-    def _take_call(self, message: IncomingMessage) -> Call | None:
+    def _call_of(self, message: IncomingMessage) -> Call | None:
         """The call that *message* replies to, if somebody waits for the reply."""
         correlation_id = message.correlation_id
-        call = self._calls.take(correlation_id)
+        call = self._calls.waiting(correlation_id)
         if call is None:
             self.dropped_replies += 1
             if correlation_id is None:
-                log.warning("Message without correlation_id was received: %r", message)
+                log.warning("a reply without a correlation_id: %s", summary(message))
             else:
-                log.warning("Unknown message: %r", message)
+                log.warning("Unknown message: %s", summary(message))
         elif message.type == "call":
             fail(call, TimeoutError(f"no server took the call of {call.name!r} before it expired"))
             return None
         return call
 
     def _fail_to_read(self, call: Call, message: IncomingMessage, error: Exception) -> None:
-        log.error("Failed to deserialize response on message: %r", message)
+        log.error("a reply cannot be read: %s: %s", summary(message), text_of(error, repr))
         fail(call, error)
 
     def _finish(self, call: Call, message: IncomingMessage, payload: Any) -> None:
@@ -436,28 +479,30 @@ class RPC(Server):
         if isinstance(payload, Exception) and not isinstance(payload, StopIteration):  # which no future takes
             return payload
         error = error_fields(payload)
-        return RPCException("Wrapped non-exception object", payload) if error is None else RemoteError(*error)
+        return RPCException("the failure is no exception", payload) if error is None else RemoteError(*error)
 
     def on_message_returned(self, channel: Channel | None, message: IncomingMessage) -> None:
         """A message came back; if it is a call of ours, nobody serves the method."""
         if message.correlation_id is None:
-            log.warning("Message without correlation_id was returned: %r", message)
-        elif (call := self._calls.take(message.correlation_id)) is None:
-            log.warning("Unknown message was returned: %r", message)
+            log.warning("a message without a correlation_id came back: %s", summary(message))
+        elif (call := self._calls.waiting(message.correlation_id)) is None:
+            log.warning("a message came back that no call waits for: %s", summary(message))
         else:
             fail(call, no_server(message))
 
     def on_close(self, channel: Channel | None, exc: BaseException | None = None) -> None:
         """The channel is lost or closed: replies that were due do not come."""
-        log.debug("Closing RPC futures because %r", exc)
+        log.debug("the calls that wait end: %r", exc)
         self._calls.lose(exc)
+        self._is_wary = self._is_wary or refused(exc) is not None
         if self.channel.is_closed:
-            self._release_direct_reply_to()
-            self._stop_listening()
+            if self.result_queue.name == DIRECT_REPLY_TO:
+                self._release_direct_reply_to()
+            self._stop_listening(ChannelInvalidStateError("the channel is closed"))
 
     def _on_cancelled(self, error: ConsumerCancelled) -> None:
         """The queue for replies was deleted, and will not be back."""
-        self._stop_listening()
+        self._stop_listening(RuntimeError("the queue for replies was deleted: await rpc.initialize() for another one"))
         self._calls.lose(error)
 
 
@@ -467,6 +512,18 @@ class JsonRPCError(RemoteError, RuntimeError):
     def __init__(self, text: str, payload: Any = None) -> None:
         super().__init__(*(error_fields(payload) or ("", text, payload)))
         self.args = (text, payload)
+
+    def __str__(self) -> str:
+        """As of the exception there, whose ``repr()`` the message is."""
+        if not self.message.startswith(f"{self.type}("):
+            return super().__str__()
+        match self.data:
+            case []:
+                return self.type
+            case [str(text)]:
+                return f"{self.type}: {text}"
+            case _:
+                return self.message
 
 
 class JsonRPC(RPC):
@@ -495,15 +552,21 @@ class JsonRPC(RPC):
 class PickleRPC(RPC):
     """RPC as aio-pika's default is: **whoever can publish to a queue of it can run any code there.**
 
-    Exceptions arrive as what they are. For talking to programs that cannot be changed yet, between parties that trust
-    each other, and nothing else.
+    Exceptions arrive as what they are; one that cannot be pickled, or unpickled, as a RuntimeError that names it. For
+    talking to programs that cannot be changed yet, between parties that trust each other, and nothing else.
     """
 
     SERIALIZER = PickleSerializer()
     CONTENT_TYPE = PickleSerializer.content_type
 
     def serialize_exception(self, exception: Exception) -> Any:
-        """The exception itself."""
+        """The exception itself, if a pickle of it can be read."""
+        import pickle
+
+        try:
+            pickle.loads(pickle.dumps(exception))
+        except Exception:
+            return RuntimeError(f"{type(exception).__name__}: {text_of(exception)}")
         return exception
 
 

@@ -86,7 +86,9 @@ class JSONSerializer:
         import json
 
         # json.dumps() with arguments builds an encoder for each call.
-        return json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=self._default).encode
+        return json.JSONEncoder(
+            ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=self._default
+        ).encode
 
     @functools.cached_property
     def _decode(self) -> Callable[[str], Any]:
@@ -99,9 +101,14 @@ class JSONSerializer:
 
         Raises:
             TypeError: something in it has no form in JSON.
-            ValueError: it contains itself.
+            ValueError: it contains itself, or NaN or an infinity, which JSON does not have, or text that is no Unicode.
         """
-        return self._encode(data).encode()
+        try:
+            return self._encode(data).encode()
+        except ValueError as exc:
+            if "JSON compliant" not in str(exc):
+                raise
+            raise ValueError("JSON has neither NaN nor Infinity: send None, or a string") from exc
 
     def deserialize(self, data: bytes) -> Any:
         """What the JSON in *data* says.
@@ -182,11 +189,14 @@ class PickleSerializer:
         """What the pickle makes, or does.
 
         Raises:
-            Exception: anything.
+            MessageDecodeError: it is no pickle, or makes nothing here.
         """
         import pickle
 
-        return pickle.loads(data)
+        try:
+            return pickle.loads(data)
+        except Exception as exc:  # a pickle calls what it likes
+            raise MessageDecodeError(f"the body cannot be unpickled: {type(exc).__name__}: {exc}") from exc
 
 
 def is_content_type(given: str | None, wanted: str) -> bool:

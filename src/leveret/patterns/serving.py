@@ -1,32 +1,38 @@
 """The serving half of RPC: functions that others call.
 
 The reply is written together with the ack of the call, and neither waits for a confirm. If the link dies before both
-are written, the call comes again, and is executed again: at least once. A call is always answered: by the result, by an
-error, or, where nothing can be sent, by being rejected.
+are written, or the broker closes the channel, the call comes again, and is executed again: at least once. A call is
+always answered: by the result, by an error, or, where nothing can be sent, by being rejected.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from enum import Enum
 from functools import partial
 from typing import Any
 
 from leveret.channel import Channel
-from leveret.consuming import Consumer
-from leveret.exceptions import DeliveryLost, PublishNotSent, RemoteError
+from leveret.consuming import Consumer, stop_together
+from leveret.draining import check_drain
+from leveret.exceptions import ChannelClosed, ChannelInvalidStateError, DeliveryLost, PublishNotSent, RemoteError
 from leveret.exchange import Exchange
 from leveret.failures import is_being_cancelled
 from leveret.log import get_logger
 from leveret.message import IncomingMessage, Message
 from leveret.outcome import DONE
+from leveret.patterns.apart import LARGE, publish_apart
 from leveret.patterns.base import AnyCallback, Base, CallbackType, T, as_coroutine_function
+from leveret.patterns.errors import plain_args, plain_error, summary, text_of
 from leveret.queue import Queue
 from leveret.types import DeliveryMode, FieldValue
 
 log = get_logger("leveret.patterns.rpc")  # one name for all that is about RPC
+
+_MAX_APART = 8
+"""Replies that have a channel of their own at a time: a connection has not many."""
 
 
 class RPCMessageType(str, Enum):
@@ -57,7 +63,10 @@ class Server(Base):
         self.consumer_tags: dict[AnyCallback, Consumer] = {}
         self.host_exceptions = host_exceptions
         self.rpc_exchange: Exchange | None = None
-        self._names: dict[AnyCallback, str] = {}
+        self._names: dict[AnyCallback, str] = {}  # also of those that are being registered
+        self._is_wary = False  # a channel was closed by the broker, over a reply perhaps
+        self._apart_from = LARGE  # bytes
+        self._apart = asyncio.Semaphore(_MAX_APART)
 
     def _format_routing_key(self, method_name: str) -> str:
         return method_name if self.rpc_exchange is None else f"{self.rpc_exchange.name}::{method_name}"
@@ -74,7 +83,8 @@ class Server(Base):
         """Let others call *func*.
 
         What it returns goes to the caller, and what it raises, too, as a RemoteError: the name of the class, the text,
-        and the arguments, never a traceback. It may raise a RemoteError of its own making. Failures are logged here.
+        and the arguments, never a traceback. It may raise a RemoteError of its own making. Failures are logged here. It
+        may run twice for one call, when the link is lost, or the channel closed, before the reply is with the broker.
 
         Args:
             method_name: the name that it is called by, and that its queue has.
@@ -85,7 +95,7 @@ class Server(Base):
             kwargs: for :meth:`Channel.declare_queue`. All servers of a method have to say the same.
 
         Raises:
-            RuntimeError: *func*, or the name, is registered already.
+            RuntimeError: *func*, or the name, is registered already; or it is not initialised, or closed meanwhile.
             TypeError: *func* cannot be called.
             ValueError: a number is out of range.
             ChannelClosed: the broker refuses the queue: others have declared it with other arguments.
@@ -94,9 +104,10 @@ class Server(Base):
 
         Reconnect: calls that run go on, and come again, because their acks are lost.
         """
+        self._check_serving()
         routing_key = self._format_routing_key(method_name)
         if func in self._names:
-            raise RuntimeError("Function already registered")
+            raise RuntimeError("the function is registered already")
         if routing_key in self.routes:
             raise RuntimeError(f"Method name already used for {self.routes[routing_key]!r}")
         self.routes[routing_key] = as_coroutine_function(func)
@@ -110,8 +121,13 @@ class Server(Base):
             consumer = await queue.consume(
                 partial(self.on_call_message, method_name), prefetch=prefetch, concurrency=concurrency
             )
+            if self._names.get(func) != routing_key:
+                await consumer.stop(0)
+                raise RuntimeError(f"{method_name!r} was unregistered while it was being registered")
         except BaseException:
-            del self.routes[routing_key], self._names[func]
+            del self.routes[routing_key]
+            if self._names.get(func) == routing_key:
+                del self._names[func]
             raise
         self.queues[func], self.consumer_tags[func] = queue, consumer
 
@@ -129,14 +145,24 @@ class Server(Base):
 
         Cancellation: it is unregistered all the same.
         """
-        if func not in self.consumer_tags:
-            return
-        self.queues.pop(func)
-        consumer, routing_key = self.consumer_tags.pop(func), self._names.pop(func)
+        check_drain(drain)
+        await self._unregister([func], drain)
+
+    def _check_serving(self) -> None:
+        """Raise RuntimeError where nothing can be registered now."""
+
+    async def _unregister(self, functions: Iterable[AnyCallback], drain: float) -> None:
+        """The same for many, in the time that one takes; from a task of its own it would wait for its caller."""
+        names = [(func, name) for func in functions if (name := self._names.pop(func, None)) is not None]
+        serving = [(func, name) for func, name in names if func in self.consumer_tags]  # the others undo it themselves
+        consumers = [self.consumer_tags.pop(func) for func, _ in serving]
+        for func, _ in serving:
+            self.queues.pop(func)
         try:
-            await consumer.stop(drain)
+            await stop_together(consumers, drain)
         finally:
-            self.routes.pop(routing_key, None)
+            for _, name in serving:
+                self.routes.pop(name, None)
 
     async def on_call_message(self, method_name: str, message: IncomingMessage) -> None:
         """Somebody calls: execute it, answer, and acknowledge.
@@ -146,40 +172,51 @@ class Server(Base):
             DeliveryLost: the channel is gone; the call comes again.
         """
         func = self.routes.get(self._format_routing_key(method_name))
-        message_type = RPCMessageType.ERROR
+        result: Any = None
+        failure: Exception | None = None
         if func is None:
-            log.warning("Method %r not registered in %r", method_name, self)
-            result = self.serialize_exception(RemoteError("MethodNotRegistered", f"nobody serves {method_name!r} here"))
+            log.warning("a call of %r, which nobody has registered on %r", method_name, self)
+            failure = RemoteError("MethodNotRegistered", f"nobody serves {method_name!r} here")
         else:
             try:
                 payload = await self.deserialize_message(message)
                 result = await self.execute(func, payload)
-                message_type = RPCMessageType.RESULT
             except Exception as exc:
                 self._log_failure(method_name, message, exc)
-                result = self.serialize_exception(exc)
+                failure = exc
             except asyncio.CancelledError as exc:
-                if is_being_cancelled():
+                if is_being_cancelled() and not self._goes_on(method_name, message):
                     raise
                 self._log_failure(method_name, message, exc)
-                result = self.serialize_exception(RemoteError("CancelledError", str(exc)))
+                failure = RemoteError("CancelledError", text_of(exc))
         reply_to = message.reply_to
         if not reply_to:
-            log.info('RPC message without "reply_to" header %r call result will be lost', message)
+            log.info('RPC message without "reply_to" header (%s): the result is lost', summary(message))
             await message.ack()
             return
         if not message.is_live:
             log.info("a reply is not sent: the link was lost, and the call comes again")
             return
         try:
-            await self._reply(message, reply_to, await self._answer(message, result, message_type))
+            await self._reply(message, reply_to, await self._answer(message, result, failure))
         except DeliveryLost:
             raise
         except Exception as exc:
-            log.error("Failed to send the reply to %r: %s: %s", method_name, type(exc).__name__, exc)
+            log.error("Failed to send the reply to %r: %s: %s", method_name, type(exc).__name__, text_of(exc))
             log.debug("Full traceback for failure to send a reply", exc_info=True)
             if not message.processed:
                 await message.reject(requeue=False)
+
+    def _goes_on(self, method_name: str, message: IncomingMessage) -> bool:
+        """Whether calls are served as before: then it is not leveret that cancels, but the function itself, say."""
+        routing_key = self._format_routing_key(method_name)
+        try:
+            _ = self.channel.sender  # which refuses from the beginning of close() on
+        except ChannelInvalidStateError:
+            return False
+        return message.is_live and any(
+            consumer.is_active and self._names.get(func) == routing_key for func, consumer in self.consumer_tags.items()
+        )
 
     def _log_failure(self, method_name: str, message: IncomingMessage, error: BaseException) -> None:
         level = logging.ERROR if self.host_exceptions else logging.WARNING
@@ -187,28 +224,34 @@ class Server(Base):
             level = logging.INFO
         log.log(
             level,
-            "method %r failed (correlation_id %r): %r",
+            "method %r failed (correlation_id %r): %s",
             method_name,
             message.correlation_id,
-            error,
+            text_of(error, repr),
             exc_info=error if self.host_exceptions else None,
         )
 
-    async def _answer(self, message: IncomingMessage, result: Any, message_type: RPCMessageType) -> Message:
-        """The reply to *message*: *result*, or why that cannot be sent."""
-        correlation_id, mode = message.correlation_id, message.delivery_mode
-        try:
-            return await self.serialize_message(
-                payload=result, message_type=message_type, correlation_id=correlation_id, delivery_mode=mode
-            )
-        except Exception as exc:
-            log.error("the result of a call cannot be sent (correlation_id %r): %r", correlation_id, exc)
-            return await self.serialize_message(
-                payload=self.serialize_exception(exc),
-                message_type=RPCMessageType.ERROR,
-                correlation_id=correlation_id,
-                delivery_mode=DeliveryMode.NOT_PERSISTENT,
-            )
+    async def _answer(self, message: IncomingMessage, result: Any, failure: Exception | None) -> Message:
+        """The reply to *message*: *result*, or *failure*, or as much of it as can be sent."""
+        mode, is_last = message.delivery_mode, False
+        while True:
+            try:
+                return await self.serialize_message(
+                    payload=result if failure is None else self.serialize_exception(failure),
+                    message_type=RPCMessageType.RESULT if failure is None else RPCMessageType.ERROR,
+                    correlation_id=message.correlation_id,
+                    delivery_mode=mode,
+                )
+            except Exception as exc:
+                if is_last:
+                    raise
+                what = "result" if failure is None else "error"
+                problem = text_of(exc, repr)
+                log.error(
+                    "the %s of a call cannot be sent (correlation_id %r): %s", what, message.correlation_id, problem
+                )
+                mode = DeliveryMode.NOT_PERSISTENT
+                failure, is_last = (exc, False) if failure is None else (plain_error(failure), True)
 
     async def _reply(self, message: IncomingMessage, reply_to: str, reply: Message) -> None:
         """Send *reply* to who sent *message*, and acknowledge that.
@@ -216,6 +259,9 @@ class Server(Base):
         Raises:
             DeliveryLost: the channel is gone.
         """
+        if reply.body_size > self._apart_from or (self._is_wary and message.redelivered):
+            await self._reply_apart(message, reply_to, reply)
+            return
         exchange = self.channel.default_exchange
 
         def reply_and_ack() -> Coroutine[Any, Any, None]:
@@ -231,11 +277,33 @@ class Server(Base):
             done = message.ack()
         await done
 
+    async def _reply_apart(self, message: IncomingMessage, reply_to: str, reply: Message) -> None:
+        """The same for a *reply* that the broker may refuse: the sender gets an error instead, then.
+
+        Raises:
+            DeliveryLost: the channel is gone.
+            Exception: nothing can be sent.
+        """
+        size = reply.body_size
+        async with self._apart:
+            try:
+                await publish_apart(self.channel, reply, reply_to)
+                self._apart_from = min(LARGE, max(self._apart_from, size))
+            except ChannelClosed as exc:
+                if exc.reply_code == 406:  # too large, by far the most likely
+                    self._apart_from = min(self._apart_from, size - 1)
+                log.error("the broker refused a reply of %d bytes: %s", size, text_of(exc))
+                failure = RemoteError("ReplyRefused", f"the broker refused the reply, of {size} bytes: {text_of(exc)}")
+                await publish_apart(self.channel, await self._answer(message, None, failure), reply_to)
+        await message.ack()
+
     def serialize_exception(self, exception: Exception) -> Any:
         """What goes over the wire for *exception*; a subclass may have its own."""
         if isinstance(exception, RemoteError):
             return {"error": {"type": exception.type, "message": exception.message, "data": exception.data}}
-        return {"error": {"type": type(exception).__name__, "message": str(exception), "args": _plain_args(exception)}}
+        return {
+            "error": {"type": type(exception).__name__, "message": text_of(exception), "args": plain_args(exception)}
+        }
 
     async def execute(self, func: CallbackType[T], payload: dict[str, Any]) -> T:
         """Call *func*; a subclass may do more.
@@ -290,19 +358,6 @@ class Server(Base):
         """
         self.check_content_type(message)
         return self.deserialize(message.body)
-
-
-def error_fields(payload: Any) -> tuple[str, str, Any] | None:
-    """Type, message and data of an error as RPC and JsonRPC send it; None for anything else."""
-    match payload:
-        case {"error": {"type": str(type), "message": str(message), **rest}}:
-            return type, message, rest.get("data", rest.get("args"))
-        case _:
-            return None
-
-
-def _plain_args(exception: Exception) -> list[Any]:
-    return [arg if arg is None or isinstance(arg, str | int | float | bool) else repr(arg) for arg in exception.args]
 
 
 def _on_reply_published(publish: asyncio.Future[Any]) -> None:
