@@ -1,8 +1,8 @@
 """What is known to differ, and why; docs/howto/testing.md lists it too.
 
 Some of it `tests.differential.sequences` does not even try, because it would change all that follows: a short
-``x-expires`` or a small ``x-max-length-bytes`` for quorum queues, and the tag of a consumer of one that was cancelled
-with messages in hand, which RabbitMQ counts for the next consumer of that tag.
+``x-expires``, a small ``x-max-length-bytes`` or ``x-overflow: reject-publish`` for quorum queues, and the tag of a
+consumer of one that was cancelled with messages in hand, which RabbitMQ counts for the next consumer of that tag.
 """
 
 from __future__ import annotations

@@ -266,4 +266,58 @@ REGRESSIONS: dict[str, list[Op]] = {
         Op("basic.consume", queue="q0", consumer_tag="c0"),
         Op("settle", verdict="nack", multiple=True, which=1),
     ],
+    "a transaction is routed before it is committed": [
+        Op("queue.declare", queue="q2"),
+        Op("queue.declare", queue="q3"),
+        Op("tx.select"),
+        Op("basic.publish", exchange="amq.fanout", body="m1"),
+        Op("queue.bind", queue="q3", exchange="amq.fanout", routing_key=""),
+        Op("tx.commit"),
+        Op("basic.publish", routing_key="q2", body="m2"),
+        Op("queue.delete", queue="q2"),
+        Op("tx.commit"),
+    ],
+    "what has expired at the head by its priority alone": [
+        Op("queue.declare", queue="q1", arguments={"x-max-priority": 10}),
+        Op("basic.publish", routing_key="q1", body="m1"),
+        Op("basic.publish", routing_key="q1", body="m2", properties={"expiration": "0", "priority": 5}),
+    ],
+    "what a channel had of a quorum queue when it ends": [
+        Op("queue.declare", queue="q1", durable=True, arguments=_QUORUM),
+        *(Op("basic.publish", routing_key="q1", body=f"m{number}") for number in range(4)),
+        Op("basic.get", queue="q1"),
+        Op("basic.qos", prefetch_count=1),
+        Op("basic.consume", queue="q1", consumer_tag="c2"),
+        Op("basic.consume", queue="q1", consumer_tag="c1"),
+        Op("close"),
+        *(Op("basic.get", queue="q1", no_ack=True) for number in range(4)),
+    ],
+    "arguments of all types in a text": [
+        Op("queue.declare", queue="q1"),
+        *(
+            Op("queue.declare", queue="q1", arguments={"x-max-priority": value})
+            for value in ([1, "a", [True]], {"a": 1, "b": {"c": None}}, 1.5, "text", True, None)
+        ),
+    ],
+    "the default exchange, of no type": [Op("exchange.declare", exchange="", exchange_type="")],
+    "neither queue nor key": [
+        Op("queue.declare", queue="q3"),
+        Op("queue.bind", queue="", exchange="amq.direct", routing_key=""),
+        Op("basic.publish", exchange="amq.direct", routing_key="q3", body="m1"),
+        Op("queue.unbind", queue="", exchange="amq.direct", routing_key=""),
+        Op("basic.publish", exchange="amq.direct", routing_key="q3", body="m2"),
+    ],
+    "a direct reply in a transaction": [
+        Op("queue.declare", queue="q0"),
+        Op("basic.consume", queue="amq.rabbitmq.reply-to", consumer_tag="r", no_ack=True),
+        Op("basic.publish", routing_key="q0", properties={"reply_to": "amq.rabbitmq.reply-to"}, body="ask"),
+        Op("tx.select", 2),
+        Op("basic.get", 2, queue="q0", no_ack=True),
+        Op("reply", 2, body="answer"),
+        Op("tx.commit", 2),
+    ],
+    "a queue type that is a number": [Op("queue.declare", queue="", arguments={"x-queue-type": 0})],
+    "a wrong BCC and a wrong user": [
+        Op("basic.publish", routing_key="q3", body="m", properties={"headers": {"BCC": "q1"}, "user_id": "other"}),
+    ],
 }

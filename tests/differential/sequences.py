@@ -122,7 +122,7 @@ class Maker:
                 arguments["x-max-length"] = self.pick(0, 1, 1, 2, 3)
             if self.chance(0.07):
                 arguments["x-max-length-bytes"] = self.pick(0, 3, 10, 1000) if kind == "classic" else 1000
-            if self.chance(0.25):
+            if self.chance(0.25) and kind == "classic":
                 arguments["x-overflow"] = self.pick(
                     "drop-head", "reject-publish", "reject-publish", "reject-publish-dlx"
                 )
@@ -326,7 +326,7 @@ class Maker:
         properties = {"reply_to": "amq.rabbitmq.reply-to"}
         self.add("basic.publish", 0, exchange="", routing_key="q0", properties=properties, body="ask")
         self.add("basic.get", queue="q0", no_ack=True)
-        self.add("reply", self.pick(0, 1, 2), mandatory=self.chance(0.5), body="answer")
+        self.add("reply", self.pick(0, 1, 2), body="answer")
 
     # ---------------------------------------------------------------------------------------------------- all
 

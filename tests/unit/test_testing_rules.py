@@ -9,7 +9,7 @@ from leveret.testing.access import EVERYTHING, Permissions, given_users
 from leveret.testing.clock import Clock
 from leveret.testing.dialect import VERSIONS, dialect
 from leveret.testing.faults import Faults
-from leveret.testing.messages import Stored, check_expiration, check_properties, copies
+from leveret.testing.messages import Stored, check_expiration, check_user, copies
 from leveret.testing.refusals import Refusal, fit, octets
 from leveret.testing.server import Recent
 from leveret.wire.codec import Properties
@@ -114,9 +114,9 @@ def test_expirations_that_are_none(text: str, problem: str) -> None:
 def test_nobody_publishes_as_somebody_else() -> None:
     message = Stored.of("", "q", Properties(user_id="other"), b"")
     with pytest.raises(Refusal, match="user_id property set to 'other' but authenticated user was 'guest'"):
-        check_properties(message, "guest", may_impersonate=False, user_first=False)
-    check_properties(message, "guest", may_impersonate=True, user_first=False)
-    check_properties(message, "other", may_impersonate=False, user_first=False)
+        check_user(message, "guest", may_impersonate=False)
+    check_user(message, "guest", may_impersonate=True)
+    check_user(message, "other", may_impersonate=False)
 
 
 def test_copies_go_to_cc_and_bcc() -> None:

@@ -6,7 +6,7 @@ The order of the checks and the Erlang terms in the texts are RabbitMQ's.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from leveret.testing.messages import erlang_type
 from leveret.testing.refusals import Refusal, queue_name
@@ -232,10 +232,21 @@ def _class(value: object) -> str:
 
 
 def plain(value: object) -> str:
-    """As Erlang prints it, of the simple types."""
+    """As Erlang prints it; text without quotes."""
+    return value if isinstance(value, str) else _term(value)
+
+
+def _term(value: object) -> str:
     if value is None:
         return "undefined"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(f'{{{erlang_type(each)},{_term(each)}}}' for each in cast('list[object]', value))}]"
+    if isinstance(value, dict):
+        items = cast("dict[str, object]", value).items()
+        return f"[{','.join(f'{{{_term(key)},{erlang_type(each)},{_term(each)}}}' for key, each in items)}]"
+    return f'<<"{value}">>' if isinstance(value, str) else str(value)
 
 
 def _typed(value: object) -> str:

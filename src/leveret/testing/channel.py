@@ -340,7 +340,8 @@ class Channel:
         found = [*self.unacked.values(), *(each for group, _ in self._tx_settled for each in group)]
         self.unacked.clear()
         self._tx_settled.clear()
-        requeue(sorted(found, key=lambda each: each.tag), failed=True)
+        by_name = self.server.dialect.quorum_returns_by_name
+        requeue(sorted(found, key=lambda each: _place(each, by_name)), failed=True)
         for queue in queues:
             if queue.auto_delete and not queue.consumers:
                 self.vhost.remove_queue(queue)
@@ -351,19 +352,28 @@ class Channel:
 
 def _by_consumer(found: Iterable[Unacked]) -> Iterator[tuple[Queue, list[Unacked]]]:
     """Deliveries as RabbitMQ settles them: those of one consumer at a time, by the names of queue and tag."""
-    groups: dict[tuple[str, bool, str], list[Unacked]] = {}
+    groups: dict[tuple[str, int, bool, str], list[Unacked]] = {}
     for each in found:
         consumer = each.consumer
-        key = (each.queue.name, consumer is not None, "" if consumer is None else consumer.tag)
+        key = (each.queue.name, id(each.queue), consumer is not None, "" if consumer is None else consumer.tag)
         groups.setdefault(key, []).append(each)
     for _, group in sorted(groups.items()) if len(groups) > 1 else groups.items():
         yield group[0].queue, group
 
 
+def _place(each: Unacked, by_name: bool) -> tuple[int, str, int]:
+    """In which order a channel that ends gives back; quorum queues take it from one consumer after the other."""
+    if not each.queue.is_quorum:
+        return 0, "", each.tag
+    if by_name:
+        return 0, str(each.tag) if each.consumer is None else each.consumer.tag, each.tag
+    return (1, "", each.tag) if each.consumer is None else (0, f"{each.consumer.number:020}", each.tag)
+
+
 def requeue(found: Iterable[Unacked], *, failed: bool = False) -> None:
-    """Put deliveries back into their queues; *failed* says that they were rejected."""
+    """Put deliveries of a channel that ends back into their queues; *failed* says that they count as rejected."""
     by_queue: dict[Queue, list[Entry]] = {}
     for each in found:
         by_queue.setdefault(each.queue, []).append(each.entry)
     for queue, entries in by_queue.items():
-        queue.requeue(entries, failed=failed)
+        queue.requeue(entries, failed=failed, ended=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
@@ -29,10 +30,14 @@ class Taker(Protocol):
         ...
 
 
+_numbers = itertools.count()
+
+
 class Consumer:
     """One ``basic.consume``.
 
     Attributes:
+        number: the order in which consumers came.
         in_hand: how many of its messages wait for their ack.
         prefetch: how many that may be; 0 is any number.
         offset: the next message it reads, of a stream.
@@ -44,6 +49,7 @@ class Consumer:
         "exclusive",
         "in_hand",
         "no_ack",
+        "number",
         "offset",
         "prefetch",
         "priority",
@@ -73,6 +79,7 @@ class Consumer:
         self.arguments = dict(arguments or {})
         priority = self.arguments.get("x-priority", 0)
         self.priority = priority if isinstance(priority, int) else 0
+        self.number = next(_numbers)
         self.in_hand = 0
         self.offset = 0
 
@@ -115,11 +122,10 @@ class Consumers:
             self._activate(consumer)
 
     def _line_up(self, consumer: Consumer) -> None:
-        turns = self._turns.get(consumer.priority)
-        if turns is None:
-            self._turns[consumer.priority] = turns = deque()
+        if consumer.priority not in self._turns:
+            self._turns[consumer.priority] = deque()
             self._turns = dict(sorted(self._turns.items(), reverse=True))
-        turns.append(consumer)
+        self._turns[consumer.priority].append(consumer)
 
     def _activate(self, consumer: Consumer | None) -> None:
         self.active = consumer
@@ -157,9 +163,9 @@ class Consumers:
 
     def set_aside(self, consumer: Consumer) -> None:
         """Take its turns from *consumer* if it has no room, before it is asked."""
-        turns = self._turns.get(consumer.priority, ())
-        if consumer in turns and not consumer.taker.can_take(consumer):
-            self._turns[consumer.priority].remove(consumer)
+        turns = self._turns.get(consumer.priority)
+        if turns is not None and consumer in turns and not consumer.taker.can_take(consumer):
+            turns.remove(consumer)
             self._blocked.append(consumer)
 
     def next(self) -> Consumer | None:

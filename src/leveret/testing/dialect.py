@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from leveret._version import __version__
 
@@ -32,6 +32,8 @@ class Dialect:
         unknown_type_is_hard: an unknown exchange type closes the connection (503).
         names_permission: a refused access says which permission is missing.
         default_delivery_limit: of quorum queues; ``None`` is no limit.
+        quorum_returns_by_name: what a channel that ends had of a quorum queue goes back by the tags of its consumers,
+            otherwise by their age, and what was fetched last.
         quorum_priorities: how many priorities quorum queues have; 1 is none, 2 are normal and high, more are strict.
         quorum_requeues_at_end: what returns to a quorum queue without a delivery limit goes to its end.
         tells_first_get: ``basic.get`` from a quorum queue gives ``x-delivery-count: 0`` with a message that is new.
@@ -48,7 +50,10 @@ class Dialect:
         has_local_random: exchanges of type ``x-local-random``.
         queue_arguments: type of queue → the arguments that it knows, in the order in which they are compared.
         streams_tell_durability: what comes out of a stream has a ``delivery_mode``, 1 where it came in without.
-        checks_user_first: of a message whose ``user_id`` and ``expiration`` are both wrong.
+        holds_replies: a direct reply in a transaction waits for its commit.
+        deleted_in_tx: a commit of what was routed to a queue that is gone is ``"fine"``, ``"partial"`` (406), or closes
+            the connection: ``"fatal"`` (506).
+        checks_user_first: a wrong ``user_id`` is refused before a wrong ``expiration`` or ``CC``, not after it.
         unchecked_arguments: those that may have any value.
         quorum_in_text: what the refusal of a ``basic.get`` calls a quorum queue.
         consumer_arguments: type of queue → the arguments that its consumers know.
@@ -62,6 +67,7 @@ class Dialect:
     unknown_type_is_hard: bool
     names_permission: bool
     default_delivery_limit: int | None
+    quorum_returns_by_name: bool
     quorum_priorities: int
     quorum_requeues_at_end: bool
     tells_first_get: bool
@@ -76,6 +82,8 @@ class Dialect:
     has_local_random: bool
     queue_arguments: Mapping[str, tuple[str, ...]]
     streams_tell_durability: bool
+    holds_replies: bool
+    deleted_in_tx: Literal["fine", "partial", "fatal"]
     checks_user_first: bool
     unchecked_arguments: tuple[str, ...]
     quorum_in_text: str
@@ -164,6 +172,7 @@ _3_10: Final = Dialect(
     unknown_type_is_hard=True,
     names_permission=False,
     default_delivery_limit=None,
+    quorum_returns_by_name=True,
     quorum_priorities=1,
     quorum_requeues_at_end=True,
     tells_first_get=True,
@@ -178,6 +187,8 @@ _3_10: Final = Dialect(
     has_local_random=False,
     queue_arguments={"classic": _CLASSIC, "quorum": _QUORUM, "stream": _STREAM},
     streams_tell_durability=False,
+    holds_replies=False,
+    deleted_in_tx="fine",
     checks_user_first=True,
     unchecked_arguments=(),
     quorum_in_text="quorum",
@@ -196,6 +207,7 @@ _4_0: Final = Dialect(
     unknown_type_is_hard=False,
     names_permission=True,
     default_delivery_limit=20,
+    quorum_returns_by_name=False,
     quorum_priorities=2,
     quorum_requeues_at_end=False,
     tells_first_get=False,
@@ -210,6 +222,8 @@ _4_0: Final = Dialect(
     has_local_random=True,
     queue_arguments={"classic": (*_CLASSIC, "x-queue-leader-locator"), "quorum": _QUORUM, "stream": _STREAM},
     streams_tell_durability=True,
+    holds_replies=False,
+    deleted_in_tx="partial",
     checks_user_first=False,
     unchecked_arguments=(),
     quorum_in_text="quorum",
@@ -224,6 +238,7 @@ _4_3: Final = Dialect(
     unknown_type_is_hard=False,
     names_permission=True,
     default_delivery_limit=20,
+    quorum_returns_by_name=False,
     quorum_priorities=32,
     quorum_requeues_at_end=False,
     tells_first_get=False,
@@ -257,6 +272,8 @@ _4_3: Final = Dialect(
         ),
     },
     streams_tell_durability=True,
+    holds_replies=True,
+    deleted_in_tx="fatal",
     checks_user_first=False,
     unchecked_arguments=("x-queue-mode",),
     quorum_in_text='<<"quorum">>',

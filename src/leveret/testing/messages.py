@@ -146,22 +146,17 @@ class Entry:
         return self.position < other.position
 
 
-def check_properties(message: Stored, user: str, *, may_impersonate: bool, user_first: bool) -> None:
-    """Refuse an ``expiration`` that is no time, and a ``user_id`` that is somebody else's.
+def check_user(message: Stored, user: str, *, may_impersonate: bool) -> None:
+    """Refuse a ``user_id`` that is somebody else's.
 
     Raises:
         Refusal: 406, and the channel closes.
     """
-    flags = message.flags
-    if not flags & (HAS_EXPIRATION | HAS_USER_ID):
+    if not message.flags & HAS_USER_ID:
         return
-    properties = message.decoded()
-    if properties.expiration is not None and not user_first:
-        check_expiration(str(properties.expiration))
-    if properties.user_id is not None and properties.user_id != user and not may_impersonate:
-        raise Refusal(406, f"user_id property set to '{properties.user_id}' but authenticated user was '{user}'")
-    if properties.expiration is not None:
-        check_expiration(str(properties.expiration))
+    claimed = message.decoded().user_id
+    if claimed != user and not may_impersonate:
+        raise Refusal(406, f"user_id property set to '{claimed}' but authenticated user was '{user}'")
 
 
 def check_expiration(text: str) -> None:

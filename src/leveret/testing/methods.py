@@ -48,6 +48,8 @@ def _not_default(name: str) -> None:
 
 def _exchange_declare(channel: Channel, method: Exchange.Declare) -> Frame:
     name, vhost = _name(method.exchange), channel.vhost
+    if not method.passive:
+        vhost.check_type(method.exchange_type)
     _not_default(name)
     if method.passive:
         vhost.exchange(name)
@@ -167,18 +169,21 @@ def _queue_purge(channel: Channel, method: Queue.Purge) -> Frame:
     return make(Queue.PurgeOk, message_count=queue.purge())
 
 
-def _queue_bind(channel: Channel, method: Queue.Bind) -> Frame:
+def _queue_and_key(channel: Channel, method: Queue.Bind | Queue.Unbind) -> tuple[str, str]:
     queue = _the_queue(channel, _name(method.queue))
-    key = method.routing_key
-    if not method.queue and not key:
-        key = queue  # both left out: AMQP 0-9-1 reference, queue.bind
+    # Both left out: the key is the queue's name (AMQP 0-9-1 reference, queue.bind).
+    return queue, method.routing_key if method.queue or method.routing_key else queue
+
+
+def _queue_bind(channel: Channel, method: Queue.Bind) -> Frame:
+    queue, key = _queue_and_key(channel, method)
     _bind(channel, method.exchange, Target(True, queue), key, method.arguments)
     return make(Queue.BindOk)
 
 
 def _queue_unbind(channel: Channel, method: Queue.Unbind) -> Frame:
-    queue = _the_queue(channel, _name(method.queue))
-    _unbind(channel, method.exchange, Target(True, queue), method.routing_key, method.arguments)
+    queue, key = _queue_and_key(channel, method)
+    _unbind(channel, method.exchange, Target(True, queue), key, method.arguments)
     return make(Queue.UnbindOk)
 
 

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from leveret.exceptions import ProtocolError
 from leveret.testing import frames
-from leveret.testing.messages import HAS_HEADERS, HAS_REPLY_TO, Stored, check_properties, copies, names_of
+from leveret.testing.messages import (
+    HAS_EXPIRATION,
+    HAS_HEADERS,
+    HAS_REPLY_TO,
+    Stored,
+    check_expiration,
+    check_user,
+    copies,
+    names_of,
+)
 from leveret.testing.refusals import Refusal, exchange_name, octets
 from leveret.testing.vhost import REPLY_TO
 from leveret.wire.codec import BODY, HEADER, decode_content_header, encode_ack, encode_nack
@@ -17,6 +26,7 @@ from leveret.wire.codec import BODY, HEADER, decode_content_header, encode_ack, 
 if TYPE_CHECKING:
     from leveret.testing.channel import Channel
     from leveret.testing.exchanges import Exchange
+    from leveret.testing.queues import Queue
 
 _ENDLESS = 536_870_912
 """A body that RabbitMQ 4.3 does not even begin to read."""
@@ -44,7 +54,7 @@ class Publisher:
         self._published = 0
         self._lowest_unconfirmed = 1
         self._confirmed: list[int] = []  # tags of this round, in order
-        self._tx: list[tuple[Exchange, Stored, bool]] = []
+        self._tx: list[tuple[Exchange, Stored, bool, list[Queue]]] = []
         self._permitted: set[str] = set()
 
     @property
@@ -135,23 +145,25 @@ class Publisher:
             )
         flags = message.flags
         if flags:
-            user = self._channel.session.user
+            user, user_first = self._channel.session.user, server.dialect.checks_user_first
             try:
-                check_properties(
-                    message,
-                    user.name,
-                    may_impersonate=user.impersonates,
-                    user_first=self._server.dialect.checks_user_first,
-                )
+                if user_first:
+                    check_user(message, user.name, may_impersonate=user.impersonates)
+                if flags & HAS_EXPIRATION:
+                    check_expiration(str(message.decoded().expiration))
                 if flags & HAS_HEADERS and b"CC" in properties:
                     message = self._with_copies(message)
                 if flags & HAS_REPLY_TO and REPLY_TO.encode() in properties:
                     message = self._with_reply_address(message)
+                if not user_first:
+                    check_user(message, user.name, may_impersonate=user.impersonates)
             except Refusal as refusal:
                 refusal.class_id, refusal.method_id = 60, 40
                 raise
-        if self._channel.mode == "tx":
-            self._tx.append((content.exchange, message, content.mandatory))
+        at_once = not server.dialect.holds_replies and self._channel.vhost.is_reply(content.exchange, message)
+        if self._channel.mode == "tx" and not at_once:
+            queues = self._channel.vhost.route(content.exchange, message)
+            self._tx.append((content.exchange, message, content.mandatory, queues))
             return
         self._route(content.exchange, message, content.mandatory)
 
@@ -179,8 +191,8 @@ class Publisher:
         changed.also = message.also
         return changed
 
-    def _route(self, exchange: Exchange, message: Stored, mandatory: bool) -> bool:
-        routed, taken = self._channel.vhost.publish(exchange, message)
+    def _route(self, exchange: Exchange, message: Stored, mandatory: bool, queues: list[Queue] | None = None) -> bool:
+        routed, taken = self._channel.vhost.publish(exchange, message, queues)
         self._server.note(message, routed)
         if not routed and mandatory:
             self._channel.session.send(
@@ -238,9 +250,13 @@ class Publisher:
     # ---------------------------------------------------------------------------------------------- transactions
 
     def commit(self) -> bool:
-        """Route what the transaction holds; whether every queue took it."""
+        """Publish what the transaction holds, to where it was routed before; whether every queue took it."""
         held, self._tx = self._tx, []
-        taken = [self._route(exchange, message, mandatory) for exchange, message, mandatory in held]
+        gone = [queue.name for *_, queues in held for queue in queues if queue.is_deleted]
+        if gone and self._server.dialect.deleted_in_tx == "fatal":
+            resource = f'{{resource,<<"{self._channel.vhost.name}">>,queue,<<"{gone[0]}">>}}'
+            raise Refusal(506, f"failed to deliver message: {{not_found,\n{' ' * 31}{resource}}}")
+        taken = [self._route(*each) for each in held]
         return all(taken)
 
     def rollback(self) -> None:

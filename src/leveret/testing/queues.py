@@ -130,12 +130,11 @@ class Queue:
             self._hand_out(consumer, entry)
             return True
         self.backlog.push(entry)
-        if self._is_limited:
-            self._drop_heads()
+        dropped = self._is_limited and self._drop_heads()
         if self.backlog.count and self.consumers:
             self.dispatch()
-        if self._may_expire:
-            self._expire()
+        if self._may_expire and (dropped or self.backlog.count == 1):
+            self._expire()  # RabbitMQ does not look at a message that a priority has put at the head
         return True
 
     def _is_full(self, size: int) -> bool:
@@ -147,13 +146,15 @@ class Queue:
         ttls = [ttl for ttl in (self._ttl, message.ttl) if ttl is not None]
         return self._clock.now() + max(least, min(ttls)) if ttls else None
 
-    def _drop_heads(self) -> None:
-        backlog = self.backlog
+    def _drop_heads(self) -> bool:
+        """Drop what is too much; whether there was something."""
+        backlog, before = self.backlog, self.backlog.count
         while backlog.count and (
             (self._max_length is not None and backlog.count > self._max_length)
             or (self._max_bytes is not None and backlog.size > self._max_bytes)
         ):
             self._keeper.dead_letter(self, backlog.pop().message, "maxlen")
+        return backlog.count < before
 
     # ------------------------------------------------------------------------------------------------ going out
 
@@ -167,15 +168,15 @@ class Queue:
             consumers.refresh()
         try:
             while backlog.count and (consumer := consumers.next()) is not None:
-                if self._may_expire:
+                if self._may_expire and self.is_quorum:
                     self._expire()
                     if not backlog.count:
                         break
                 self._hand_out(consumer, backlog.pop())
+                if self._may_expire:
+                    self._expire()
         finally:
             self._is_dispatching = False
-        if self._may_expire:
-            self._expire()
 
     def _hand_out(self, consumer: Consumer, entry: Entry) -> None:
         entry.acquired += 1
@@ -212,8 +213,8 @@ class Queue:
         if not self.is_deleted:
             self._keeper.dead_letter(self, entry.message, "rejected")
 
-    def requeue(self, entries: Iterable[Entry], *, failed: bool = False) -> None:
-        """*entries* come back, to the places that they had; *failed*, that they were rejected, is all the same."""
+    def requeue(self, entries: Iterable[Entry], *, failed: bool = False, ended: bool = False) -> None:
+        """*entries* come back, to the places that they had; *failed* and *ended* are all the same."""
         if self.is_deleted:
             return
         for entry in entries:

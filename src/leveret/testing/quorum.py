@@ -171,8 +171,8 @@ class Quorum(Queue):
 
     # ------------------------------------------------------------------------------------------- and coming back
 
-    def requeue(self, entries: Iterable[Entry], *, failed: bool = False) -> None:
-        """*entries* come back; *failed* says that they were rejected."""
+    def requeue(self, entries: Iterable[Entry], *, failed: bool = False, ended: bool = False) -> None:
+        """*entries* come back; *failed* says that they were rejected, *ended* that their channel did."""
         if self.is_deleted:
             return
         for entry in entries:
@@ -184,7 +184,7 @@ class Quorum(Queue):
                 self._keeper.dead_letter(self, entry.message, "delivery_limit")
             elif (delay := self._retry_delay(entry, failed)) is not None:
                 self._clock.call_later(delay, partial(self._is_back, entry))
-            elif self._limit is None and self._dialect.quorum_requeues_at_end:
+            elif not ended and self._limit is None and self._dialect.quorum_requeues_at_end:
                 self._position += 1
                 entry.position = self._position
                 self.backlog.push(entry)

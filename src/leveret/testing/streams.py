@@ -121,7 +121,7 @@ class Stream(Queue):
         """As settled: nothing leaves a stream that way."""
         self.settled(entry)
 
-    def requeue(self, entries: Iterable[Entry], *, failed: bool = False) -> None:
+    def requeue(self, entries: Iterable[Entry], *, failed: bool = False, ended: bool = False) -> None:
         """As settled: it is still there."""
         for entry in entries:
             self.settled(entry)

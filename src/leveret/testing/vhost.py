@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from leveret.testing.arguments import assert_same, assert_same_arguments, check_declaration, inequivalent, plain
@@ -67,6 +67,17 @@ class VirtualHost:
         except KeyError:
             raise Refusal(404, f"no {exchange_name(name, self.name)}") from None
 
+    def check_type(self, kind: str) -> None:
+        """Refuse an exchange type that there is not.
+
+        Raises:
+            Refusal: 503 or 406.
+        """
+        if kind not in ROUTERS or (kind == "x-local-random" and not self.dialect.has_local_random):
+            hard = self.dialect.unknown_type_is_hard
+            problem = "unknown" if kind else "invalid"
+            raise Refusal(503 if hard else 406, f"{problem} exchange type '{kind}'", closes_connection=hard)
+
     def declare_exchange(
         self,
         name: str,
@@ -82,10 +93,7 @@ class VirtualHost:
         Raises:
             Refusal: 406 for what differs, 403 for a reserved name, 503 or 406 for a type that there is not.
         """
-        if kind not in ROUTERS or (kind == "x-local-random" and not self.dialect.has_local_random):
-            hard = self.dialect.unknown_type_is_hard
-            problem = "unknown" if kind else "invalid"
-            raise Refusal(503 if hard else 406, f"{problem} exchange type '{kind}'", closes_connection=hard)
+        self.check_type(kind)
         called = exchange_name(name, self.name)
         found = self.exchanges.get(name)
         if found is None:
@@ -176,7 +184,7 @@ class VirtualHost:
     def _has_to_have_a_name(self, kind: object) -> Refusal:
         if isinstance(kind, str) and kind in _KINDS:
             return Refusal(406, f"Cannot declare a server-named queue for type rabbit_{kind}_queue")
-        if self.dialect.crashes_on_bad_values:
+        if self.dialect.crashes_on_bad_values or not isinstance(kind, str | bool):
             return Refusal(541, "", class_id=0, method_id=0)
         return Refusal(406, f"unknown queue type '{plain(kind)}'")
 
@@ -295,18 +303,25 @@ class VirtualHost:
                     todo.append(self.exchanges[name])
         return list(found)
 
-    def publish(self, exchange: Exchange, message: Stored) -> tuple[bool, bool]:
-        """Put *message* where it belongs; whether it reached a queue, and whether every queue took it."""
-        if not exchange.name and message.routing_key.startswith(REPLY_TO):
+    def is_reply(self, exchange: Exchange, message: Stored) -> bool:
+        """Whether it is a direct reply, for which there is no queue."""
+        return not exchange.name and message.routing_key.startswith(REPLY_TO)
+
+    def publish(self, exchange: Exchange, message: Stored, queues: Iterable[Queue] | None = None) -> tuple[bool, bool]:
+        """Put *message* where it belongs; whether it reached a queue, and whether every queue took it.
+
+        Transactions say to which *queues* it was routed before.
+        """
+        if self.is_reply(exchange, message):
             taker = self.replies.get(message.routing_key.removeprefix(REPLY_TO + "."))
             if taker is not None:
                 taker.deliver_reply(message)
             return taker is not None and not self.dialect.returns_replies, True
-        queues = self.route(exchange, message)
-        taken = True
-        for queue in queues:
-            taken &= queue.publish(message)
-        return bool(queues), taken
+        routed, taken = False, True
+        for queue in self.route(exchange, message) if queues is None else queues:
+            routed = True
+            taken &= queue.publish(message) if not queue.is_deleted else self.dialect.deleted_in_tx == "fine"
+        return routed, taken
 
     def dead_letter(self, queue: Queue, message: Stored, reason: Reason) -> None:
         """Publish what left *queue* to its dead letter exchange, if it has one."""
