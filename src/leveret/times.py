@@ -10,6 +10,8 @@ from typing import Any
 from leveret.types import MILLISECONDS, DateType
 
 UTC = datetime.UTC
+_LONGEST_EXPIRATION = 315_360_000_000
+"""Milliseconds, ten years: RabbitMQ closes the channel over more ("value_too_large")."""
 
 
 @singledispatch
@@ -23,7 +25,8 @@ def encode_expiration(value: DateType) -> str | None:
             ``datetime.now()`` gives it.
 
     Raises:
-        ValueError: negative. A datetime that has passed is 0: expire unless a consumer is waiting.
+        ValueError: negative, or over ten years (3,650 days), which is the most that RabbitMQ takes. A datetime that has
+            passed is 0: expire unless a consumer is waiting.
         TypeError: of no such type.
 
     https://www.rabbitmq.com/docs/ttl#per-message-ttl-in-publishers
@@ -42,7 +45,11 @@ def encode_expiration(value: DateType) -> str | None:
         raise ValueError(f"expiration must not be negative: {value!r}")
     if not math.isfinite(seconds):
         raise ValueError(f"expiration must be a number of seconds: {value!r}")
-    return str(round(seconds * 1000))
+    milliseconds = round(seconds * 1000)
+    if milliseconds > _LONGEST_EXPIRATION:
+        longest = _LONGEST_EXPIRATION // 1000
+        raise ValueError(f"expiration must not be over {longest:,} seconds, which is RabbitMQ's limit: {value!r}")
+    return str(milliseconds)
 
 
 def quick_expiration(value: Any) -> str | None:

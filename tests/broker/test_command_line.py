@@ -218,6 +218,73 @@ async def test_a_message_that_comes_back_is_told_and_exit_1(run: Run, name: str)
         assert done.out.endswith("12 returned\n")
 
 
+async def test_a_returned_message_without_a_routing_key(run: Run, channel: leveret.Channel, name: str) -> None:
+    await channel.declare_exchange(name, "direct", durable=True)
+    done = await run(f"publish --exchange {name} x")
+    assert done.code == 1
+    assert done.err == "returned by the broker (NO_ROUTE), routing key '': no queue is bound for it\n"
+    assert f"to exchange '{name}'" in done.out
+    await channel.exchange_delete(name)
+
+
+async def test_many_that_come_back_are_counted_and_not_kept(run: Run, name: str) -> None:
+    done = await run(f"publish --queue {name} --count 25001 x")
+    assert done.code == 1
+    assert done.out.endswith(": 0 confirmed, 25,001 returned\n")
+    assert len(done.err.splitlines()) == 11
+
+
+async def test_a_message_that_cannot_be_sent_is_named_by_its_number(run: Run, kept: leveret.Queue) -> None:
+    done = await run(f"publish --queue {kept} -H", f"a={'x' * 100_000}", "-H", f"b={'x' * 100_000}", "x")
+    assert done.code == 1
+    assert done.err.startswith("error: message 1: ")
+    assert "publish_many" not in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "fix"),
+    [
+        ("publish --user-id evil x --queue", "user_id property", "The user id has to be the user"),
+        ("consume --argument x-priority=abc --queue", "x-priority", "Correct that argument"),
+    ],
+)
+async def test_a_precondition_that_failed_is_told_with_its_own_fix(
+    run: Run, kept: leveret.Queue, options: str, said: str, fix: str
+) -> None:
+    done = await run(f"{options} {kept}")
+    assert done.code == 1
+    assert said in done.err
+    assert fix in done.err
+    assert "other properties" not in done.err
+
+
+async def test_the_longest_expiration_is_what_the_broker_takes(
+    run: Run, kept: leveret.Queue, connection: leveret.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (await run(f"publish --queue {kept} --expiration 315360000 x")).code == 0
+    done = await run(f"publish --queue {kept} --expiration 315360000.001 x")
+    assert "must not be over 315,360,000 seconds" in done.err
+    monkeypatch.setattr("leveret.times._LONGEST_EXPIRATION", 10**15)
+    channel = await connection.channel()  # `kept` is deleted on another one
+    with pytest.raises(leveret.exceptions.DeliveryError, match="value_too_large"):
+        await channel.default_exchange.publish(leveret.Message(b"x", expiration=315_360_000.001), kept.name)
+
+
+async def test_a_body_that_is_too_large_is_told_with_its_own_fix(
+    run: Run, kept: leveret.Queue, connection: leveret.Connection, tmp_path: Path
+) -> None:
+    if str(connection.server_properties["version"]).startswith("3."):
+        pytest.skip("it takes 128 MiB")
+    large = tmp_path / "large"
+    large.touch()
+    os.truncate(large, 16 * 1024 * 1024 + 1)
+    done = await run(f"publish --queue {kept} --file {large}")
+    assert done.code == 1
+    assert "message 1: the broker says: PRECONDITION_FAILED - message size" in done.err
+    assert "Send less in one message" in done.err
+
+
 async def test_declare_creates_the_queue_once(run: Run, channel: leveret.Channel, name: str) -> None:
     for _ in range(2):
         done = await run(f"publish --queue {name} --declare x")
@@ -368,6 +435,83 @@ async def test_what_a_closed_pipe_cut_off_stays_in_the_queue(
     await until_ready(channel, kept.name, 3)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="nothing else tells what of a pipe was read")
+async def test_what_a_reader_has_not_read_stays_in_the_queue(
+    start: Start, amqp_url: str, kept: leveret.Queue, channel: leveret.Channel
+) -> None:
+    await channel.default_exchange.publish_many([leveret.Message(b"%d" % number) for number in range(50)], kept.name)
+    reading, writing = os.pipe()
+    consuming = await start("consume", "--queue", kept.name, "--format", "raw", url=amqp_url, stdout=writing)
+    os.close(writing)
+    assert await asyncio.to_thread(os.read, reading, 4096) == b"0\n"
+    os.close(reading)
+    done = await consuming.end()
+    assert (done.code, done.err) == (0, f"consumed 1 message from queue '{kept}'\n")
+    await until_ready(channel, kept.name, 49)
+
+
+async def test_a_reader_behind_a_pipe_gets_all_of_it(run: Run, kept: leveret.Queue, channel: leveret.Channel) -> None:
+    await run(f"publish --queue {kept}", input=b"\n".join(b"%d" % number for number in range(5000)))
+    done = await run(f"consume --queue {kept} --format raw --timeout 1")
+    assert done.out.split() == [str(number) for number in range(5000)]
+    assert await ready(channel, kept.name) == 0
+
+
+async def test_consume_into_what_is_full_keeps_the_message(
+    start: Start, amqp_url: str, kept: leveret.Queue, channel: leveret.Channel
+) -> None:
+    await channel.default_exchange.publish(leveret.Message(b"x"), kept.name)
+    full = os.open("/dev/full", os.O_WRONLY)
+    consuming = await start("consume", "--queue", kept.name, url=amqp_url, stdout=full)
+    os.close(full)
+    done = await consuming.end()
+    assert done.code == 1
+    assert done.err.splitlines()[-1] == "error: standard output cannot be written: No space left on device."
+    await until_ready(channel, kept.name, 1)
+
+
+async def test_publish_into_what_is_full_is_told(start: Start, amqp_url: str, kept: leveret.Queue) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    publishing = await start("publish", "--queue", kept.name, "x", url=amqp_url, stdout=full)
+    os.close(full)
+    done = await publishing.end()
+    assert (done.code, done.err) == (1, "error: standard output cannot be written: No space left on device.\n")
+
+
+async def test_a_timeout_does_not_count_while_the_link_is_down(
+    start: Start, link: FaultProxy, kept: leveret.Queue, channel: leveret.Channel
+) -> None:
+    options = ("--format", "raw", "--timeout", "1")
+    consuming = await start("consume", "--queue", kept.name, *options, url=link.url)
+    await channel.default_exchange.publish(leveret.Message(b"one"), kept.name)
+    await consuming.reads(b"one\n")
+    await link.refuse()
+    link.rst()
+    await channel.default_exchange.publish(leveret.Message(b"two"), kept.name)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(consuming.process.wait(), 2)
+    await link.accept()
+    await consuming.reads(b"two\n")
+    done = await consuming.end()
+    assert done.code == 0
+    assert "nothing came for 1 s" in done.err
+
+
+async def test_a_link_that_does_not_come_back_is_a_failure(
+    start: Start, link: FaultProxy, kept: leveret.Queue, channel: leveret.Channel
+) -> None:
+    url = str(URL(link.url).update_query(operation_timeout="1"))
+    consuming = await start("consume", "--queue", kept.name, "--format", "raw", "--timeout", "0.5", url=url)
+    await channel.default_exchange.publish(leveret.Message(b"one"), kept.name)
+    await consuming.reads(b"one\n")
+    await link.refuse()
+    link.rst()
+    done = await consuming.end()
+    assert done.code == 1
+    assert "error: the link was lost, and is not back after 1 s: the connection is reconnecting" in done.err
+    assert "nothing came" not in done.err
+
+
 async def test_consume_ends_on_ctrl_c_while_its_reader_does_not_read(
     start: Start, amqp_url: str, kept: leveret.Queue, channel: leveret.Channel
 ) -> None:
@@ -508,6 +652,24 @@ async def test_bench_only_publishes_or_only_consumes(run: Run, kept: leveret.Que
     assert emptied.out.splitlines()[0].startswith("received           501")
     assert emptied.out.splitlines()[-1] == "1 messages were not of a bench: they count for no latency"
     assert await ready(channel, kept.name) == 0
+
+
+@pytest.mark.parametrize("options", ["", "--ack-batch 100", "--consumers 3", "--count 1000 --prefetch 20"])
+async def test_bench_consumes_no_more_than_its_count(
+    run: Run, kept: leveret.Queue, channel: leveret.Channel, options: str
+) -> None:
+    await run(f"publish --queue {kept} --count 1500 x")
+    done = await run(f"bench --producers 0 --queue {kept} --count 10 {options} --json")
+    wanted = 1000 if "--count" in options else 10
+    assert (done.code, done.records[0]["received"], done.err) == (0, wanted, "")
+    await until_ready(channel, kept.name, 1500 - wanted)
+
+
+async def test_bench_of_large_bodies_takes_the_time_that_it_was_given(run: Run) -> None:
+    done = await run("bench --time 1 --size 15000000 --json")
+    assert done.code == 0
+    assert done.records[0]["publish_seconds"] < 4
+    assert done.records[0]["consume_seconds"] < 6
 
 
 async def test_bench_ends_on_ctrl_c_with_its_figures(

@@ -75,6 +75,7 @@ def refused(read: Callable[[str], object], text: str) -> str:
         ("empty=", ""),
         ("equation=a=b", "a=b"),
         ("odd=NaN", "NaN"),
+        ("deep=" + "[" * 50_000, "[" * 50_000),
         ("far=[Infinity]", "[Infinity]"),
     ],
 )
@@ -85,6 +86,12 @@ def test_a_header_is_json_or_else_text(text: str, value: object) -> None:
 @pytest.mark.parametrize("text", ["name", "=value", "", f"{'n' * 256}=1"])
 def test_a_header_without_a_name_is_refused(text: str) -> None:
     assert "name" in refused(name_and_value, text)
+
+
+@pytest.mark.parametrize("text", ["a=1e999", "a=-1e999", 'a={"b": [1e999]}'])
+def test_a_number_that_is_too_large_for_one_is_refused(text: str) -> None:
+    assert "1e999 is more than a number can be" in refused(name_and_value, text)
+    assert name_and_value('a="1e999"') == ("a", "1e999")
 
 
 def test_numbers_are_read_and_refused_with_what_is_expected() -> None:
@@ -172,6 +179,11 @@ def test_a_wrong_variable_is_told_without_its_password(
         ("publish --exchange e --declare x", "--declare goes with --queue"),
         ("publish --queue q --file f x", "not allowed with"),
         ("publish --queue q --priority 256 x", "whole number from 0 to 255"),
+        ("publish --queue= x", "the name of a queue is not empty"),
+        ("consume --queue=", "the name of a queue is not empty"),
+        ("bench --queue=", "the name of a queue is not empty"),
+        ("bench --producers 0 --queue q --count 5 --ack-batch 0", "the broker forgets more messages than that"),
+        ("publish --queue q -H a=1e999 x", "1e999 is more than a number can be"),
         ("consume", "--queue --exchange is required"),
         ("consume --queue q --binding-key k", "--binding-key goes with --exchange"),
         ("consume --exchange e --declare", "--declare goes with --queue"),
@@ -378,12 +390,29 @@ def test_every_refusal_that_a_newcomer_meets_has_a_fix() -> None:
         exceptions.IncompatibleProtocolError,
         exceptions.ChannelNotFoundEntity,
         exceptions.ChannelAccessRefused,
-        exceptions.ChannelPreconditionFailed,
         exceptions.ChannelLockedResource,
     ):
         error = kind("why")
         assert fix_for(error)
         assert sentence(error) == f"{what_happened(error)} {fix_for(error)}"
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("inequivalent arg 'durable' for queue 'q' in vhost '/'", "It exists with other properties"),
+        ("message size 17000000 is larger than configured max size 16777216", "Send less in one message"),
+        ("user_id property set to 'evil' but authenticated user was 'guest'", "The user id has to be the user"),
+        ("invalid expiration 'x': no_integer", "Correct the expiration"),
+        ("invalid arg 'x-priority' for queue 'q' in vhost '/'", "Correct that argument"),
+        ("unknown delivery tag 99", ""),
+    ],
+)
+def test_a_precondition_that_failed_has_a_fix_of_its_own(text: str, fix: str) -> None:
+    reply = f"PRECONDITION_FAILED - {text}"
+    error = exceptions.ChannelPreconditionFailed(reply, reply_code=406, reply_text=reply, by_broker=True)
+    assert fix_for(error).startswith(fix)
+    assert bool(fix_for(error)) == bool(fix)
 
 
 # --------------------------------------------------------------------------------------------------- figures
@@ -551,3 +580,55 @@ def test_a_mistake_in_the_url_is_warned_of_once() -> None:
     warning, error = done.stderr.splitlines()
     assert warning == "warning: unknown parameter 'heartbeet', in the URL or beside it: did you mean 'heartbeat'?"
     assert error.startswith("error: cannot find the host")
+
+
+# ---------------------------------------------------------------------------- streams that are closed, or full
+
+
+def shell(command: str) -> subprocess.CompletedProcess[str]:
+    """A command as sh runs it; nothing listens at its URL."""
+    full = command.replace("leveret", f"{sys.executable} -X dev -W error -m leveret")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "AMQP_URL": "amqp://localhost:1/"}
+    environment.pop("PYTHONUNBUFFERED", None)  # argparse hides that a help text cannot be written
+    return subprocess.run(["sh", "-c", full], env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("command", ["publish --queue a x", "consume --queue a", "check", "bench", "demo"])
+def test_a_closed_standard_output_is_told_before_anything_is_done(command: str) -> None:
+    done = shell(f"leveret {command} >&-")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: standard output is closed. >/dev/null throws away what is written to it.\n",
+    )
+
+
+def test_a_closed_standard_input_is_told_where_it_is_read() -> None:
+    for command in ("publish --queue a", "publish --queue a --file -"):
+        done = shell(f"leveret {command} <&-")
+        fix = "Give the message as an argument, or as a --file."
+        assert (done.returncode, done.stderr) == (1, f"error: standard input is closed. {fix}\n")
+    assert "Connection refused" in shell("leveret publish --queue a x <&-").stderr
+
+
+@pytest.mark.parametrize("where", ["2>&-", "2>/dev/full", "2>&- <&-"])
+def test_a_standard_error_that_takes_nothing_changes_no_exit_code(where: str) -> None:
+    done = shell(f"leveret publish --queue a x {where}")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+    assert shell(f"leveret publish {where}").returncode == 2
+    assert shell(f"leveret --version {where}").returncode == 0
+
+
+def test_a_full_standard_output_is_one_sentence() -> None:
+    for command in ("check", "--help"):
+        done = shell(f"leveret {command} >/dev/full")
+        told = "error: standard output cannot be written: No space left on device.\n"
+        assert (done.returncode, done.stderr) == (1, told)
+    assert shell("leveret --help | true").stderr == ""
+
+
+def test_an_expiration_that_no_broker_takes_is_told_before_connecting() -> None:
+    done = run("publish", "--queue", "a", "--expiration", "1e12", "x", AMQP_URL="amqp://localhost:1/")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: expiration must not be over 315,360,000 seconds, which is RabbitMQ's limit: 1000000000000.0.\n"
+    )

@@ -272,14 +272,15 @@ MAP |= {
     "cli.explain": {"cli.options"},
     "cli.formats": {"cli.options", "message"},
     "cli.terminal": {"cli.options"},
-    "cli.pipes": set(),
+    "cli.pipes": {"cli.terminal"},
+    "cli.printing": {"cli.formats", "cli.pipes"},
     "cli.session": set(),
     "cli.relay": {"url"},
     "cli.load": {"cli.explain", "cli.measure", "cli.options", "cli.session", "cli.terminal"},
 }
 for command, needs in {
     "publish": {"cli.measure", "cli.pipes", "cli.session"},
-    "consume": {"cli.formats", "cli.pipes", "cli.session"},
+    "consume": {"cli.formats", "cli.pipes", "cli.printing", "cli.session"},
     "check": {"cli.measure", "url"},
     "bench": {"cli.load", "cli.measure"},
     "broker": {"testing"},
@@ -343,7 +344,7 @@ ASYNCIO |= {
     "wire.replies",
 }  # replies: for the type Future only, see below
 ASYNCIO |= {f"cli.{name}" for name in ("main", "publish", "consume", "check", "broker", "demo")}
-ASYNCIO |= {f"cli.{name}" for name in ("load", "pipes", "relay")}
+ASYNCIO |= {f"cli.{name}" for name in ("load", "pipes", "printing", "relay")}
 ASYNCIO |= {"pool", "patterns.calls", "patterns.serving", "patterns.rpc", "patterns.master"}
 ASYNCIO |= {"testing.session", "testing.server", "testing.broker", "testing.controls"}
 ASYNCIO |= {"testing.plugin"}
@@ -452,6 +453,7 @@ LINES = {
     "cli.measure": 100,
     "cli.terminal": 100,
     "cli.pipes": 140,
+    "cli.printing": 110,
     "cli.session": 60,
     "cli.relay": 100,
     "cli.publish": 250,

@@ -256,7 +256,7 @@ def test_headers_that_were_only_looked_at_go_out_as_an_empty_table():
         (0.0004, "0"),
         (0.001, "1"),
         (4_294_967.295, "4294967295"),
-        (10**12, "1000000000000000"),
+        (315_360_000, "315360000000"),
         (datetime.timedelta(0), "0"),
         (datetime.timedelta(seconds=2, milliseconds=5), "2005"),
         (datetime.timedelta(days=30), "2592000000"),
@@ -290,6 +290,12 @@ def test_a_datetime_as_expiration_counts_from_the_moment_of_publishing(zone):
 @pytest.mark.parametrize("value", [-1, -0.001, -math.inf, datetime.timedelta(seconds=-1)])
 def test_a_negative_expiration_is_a_value_error_at_once(value):
     with pytest.raises(ValueError, match="must not be negative"):
+        Message(b"", expiration=value)
+
+
+@pytest.mark.parametrize("value", [315_360_000.001, 10**12, datetime.timedelta(days=3651), datetime.datetime.max])
+def test_an_expiration_that_rabbitmq_does_not_take_is_a_value_error_at_once(value):
+    with pytest.raises(ValueError, match="must not be over 315,360,000 seconds"):
         Message(b"", expiration=value)
 
 

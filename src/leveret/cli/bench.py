@@ -16,6 +16,7 @@ from leveret.cli.options import (
     add_command,
     add_url,
     epilog,
+    queue_name,
     rate,
     seconds,
     whole,
@@ -60,7 +61,7 @@ def add(commands: Subcommands) -> None:
         metavar="WINDOW",
         type=whole(0, 1_000_000),
         default=1000,
-        help="unconfirmed messages of each producer, at most; 1000 by default, 0 to have none",
+        help="unconfirmed messages of each producer, at most, and 16 MiB of them; 1000 by default, 0 to have none",
     )
     load.add_argument(
         "--prefetch", metavar="N", type=whole(1, MAX_PREFETCH), default=500, help="of each consumer; 500 by default"
@@ -73,7 +74,9 @@ def add(commands: Subcommands) -> None:
         help="messages per ack; 1 by default, 0 for consumers that need not acknowledge",
     )
     queue = parser.add_argument_group("the queue")
-    queue.add_argument("--queue", metavar="NAME", help="one that is there, or else is made, durable, and stays")
+    queue.add_argument(
+        "--queue", metavar="NAME", type=queue_name, help="one that is there, or else is made, durable, and stays"
+    )
     queue.add_argument(
         "--queue-type", choices=("classic", "quorum", "stream"), default="classic", help="classic by default"
     )
@@ -95,6 +98,8 @@ async def run(args: argparse.Namespace) -> int:
         args.parser.error("--ack-batch is more than --prefetch: the broker would wait for acks that wait for messages")
     if args.queue_type == "stream" and not args.ack_batch:
         args.parser.error("--ack-batch 0: consumers of a stream have to acknowledge")
+    if not args.producers and args.count is not None and not args.ack_batch:
+        args.parser.error("--ack-batch 0 --count: the broker forgets more messages than that, as it sends them ahead")
     if args.time is None and args.count is None:
         args.time = 10.0
     load = Load(args)

@@ -7,11 +7,11 @@ import asyncio
 import contextlib
 import math
 from collections import deque
-from collections.abc import Sequence
 
 import leveret
 from leveret.cli import session
-from leveret.cli.formats import Format, as_json, as_pretty, raw
+from leveret.cli.explain import CommandFailed
+from leveret.cli.formats import as_json, as_pretty, raw
 from leveret.cli.options import (
     FAILED,
     MAX_PREFETCH,
@@ -23,18 +23,17 @@ from leveret.cli.options import (
     epilog,
     name_and_value,
     name_of,
+    queue_name,
     seconds,
     whole,
 )
-from leveret.cli.pipes import OutputClosed, Writer
+from leveret.cli.pipes import OutputClosed
+from leveret.cli.printing import AT_ONCE, Printing
 from leveret.cli.terminal import say
 from leveret.exceptions import DeliveryLost
+from leveret.log import printable
 
 _PREFETCH = 100
-_AT_ONCE = 100
-"""Messages that are printed, and then acknowledged, together."""
-_LAST_WORDS = 0.2
-"""Seconds that writing gets when the command is to end."""
 
 _EPILOG = epilog(
     ("print what comes to the queue, and acknowledge it, until Ctrl-C", "consume --queue hello"),
@@ -56,10 +55,12 @@ _EPILOG = epilog(
 formats: pretty, for people: properties, headers, and the body with its control characters escaped.
   json: a line of JSON for each message. A body that is not UTF-8 is in body_base64 instead of body.
   raw: the bodies as they are, each with a newline behind it, or with --delimiter.
---ack (the default) acknowledges a message when it is written, so what a closed pipe or Ctrl-C cuts off is not lost.
+--ack (the default) acknowledges a message when it is written; into a pipe (on Linux), when it is read from there. So
+  what a closed pipe or Ctrl-C cuts off is not lost.
 --peek fetches what is ready now, and requeues all of it at the end, so nobody else gets those messages meanwhile. The
   broker then marks them as redelivered, and quorum queues count it towards their delivery limit (before RabbitMQ 4.3).
-exit code: 0; 1 on errors, and if --timeout passed before --count messages came; 130 for Ctrl-C.""",
+exit code: 0; 1 on errors, and if --timeout passed before --count messages came; 130 for Ctrl-C.
+--timeout does not count while the link is lost: that is an error if it is not back in 30 s (?operation_timeout=…).""",
 )
 
 
@@ -68,7 +69,7 @@ def add(commands: Subcommands) -> None:
     parser = add_command(commands, "consume", "print the messages of a queue", run, epilog=_EPILOG)
     where = parser.add_argument_group("where from")
     source = where.add_mutually_exclusive_group(required=True)
-    source.add_argument("--queue", metavar="NAME", help="this queue")
+    source.add_argument("--queue", metavar="NAME", type=queue_name, help="this queue")
     source.add_argument("--exchange", metavar="NAME", help="a temporary queue that is bound to this exchange")
     where.add_argument(
         "--binding-key",
@@ -118,11 +119,12 @@ async def run(args: argparse.Namespace) -> int:
     async with await session.connect(args.url, "consume") as connection:
         channel = await connection.channel()
         queue = await _queue(args, channel)
-        printing = _Printing({"pretty": as_pretty, "json": as_json}.get(args.format) or raw(args.delimiter))
+        printing = Printing({"pretty": as_pretty, "json": as_json}.get(args.format) or raw(args.delimiter))
+        silence = _Silence(connection, args.timeout)
         with printing:
             if args.peek:
                 return await _peek(args, queue, printing)
-            return await _consume(args, queue, printing)
+            return await _consume(args, queue, printing, silence)
 
 
 async def _queue(args: argparse.Namespace, channel: leveret.RobustChannel) -> leveret.Queue:
@@ -136,73 +138,50 @@ async def _queue(args: argparse.Namespace, channel: leveret.RobustChannel) -> le
     return queue
 
 
-class _Printing:
-    """Prints messages, and counts those that are printed; for ``with``, so that a reader who goes ends the command."""
+class _Silence:
+    """Waits for messages until none came for *timeout* seconds in which the link was there; None waits for ever."""
 
-    def __init__(self, format: Format) -> None:
-        self.count = 0
-        self._format = format
-        self._writer = Writer()
-        self._waiting = False
-        self._closed = False
-        self._task = asyncio.current_task()
+    def __init__(self, connection: leveret.RobustConnection, timeout: float | None) -> None:
+        self._connection = connection
+        self._timeout = timeout
+        self._ready_since = 0.0
+        connection.state_callbacks.add(self._on_state)
 
-    async def print(self, messages: Sequence[leveret.IncomingMessage]) -> None:
-        """Returns when all are written.
+    def _on_state(self, connection: leveret.RobustConnection, old: object, new: object, cause: object) -> None:
+        self._ready_since = connection.loop.time()
 
-        Cancellation: what is written in the next moment counts as written, so that it can be acknowledged; the
-        cancellation comes with the next wait then.
-        """
-        first = self.count + 1
-        data = b"".join(self._format(number, message) for number, message in enumerate(messages, first))
-        writing = asyncio.ensure_future(self._writer.write(data))
-        try:
-            await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            await asyncio.wait([writing], timeout=_LAST_WORDS)
-            if not writing.done() or self._task is None:
-                writing.cancel()
-                await asyncio.wait([writing])
-                raise
-            self._task.uncancel()
-            self._task.cancel()
-            writing.result()
-        self.count += len(messages)
-
-    async def next(self, messages: leveret.QueueIterator, timeout: float | None) -> leveret.IncomingMessage | None:
+    async def next(self, messages: leveret.QueueIterator) -> leveret.IncomingMessage | None:
         """The next message; None if none comes in time.
 
         Raises:
-            OutputClosed: nobody would read it.
+            CommandFailed: the link does not come back within the connection's ``operation_timeout``.
         """
-        if self._closed:
-            raise OutputClosed
-        self._waiting = True
+        if self._timeout is None:
+            return await anext(messages)
+        connection, now = self._connection, self._connection.loop.time
+        begun = now()
+        while True:
+            try:
+                async with asyncio.timeout_at(max(begun, self._ready_since) + self._timeout):
+                    return await anext(messages)
+            except TimeoutError:
+                if connection.reconnecting:
+                    await self._until_ready()
+                    begun = now()
+                elif now() >= max(begun, self._ready_since) + self._timeout:
+                    return None
+
+    async def _until_ready(self) -> None:
+        limit = self._connection.operation_timeout
         try:
-            async with asyncio.timeout(timeout):
-                return await anext(messages)
+            async with asyncio.timeout(limit):
+                await self._connection.ready()
         except TimeoutError:
-            return None
-        finally:
-            self._waiting = False
-
-    def _on_closed(self) -> None:
-        self._stop_watching()
-        self._closed = True
-        if self._waiting and self._task is not None:  # what is being written fails by itself
-            self._task.cancel()
-
-    def __enter__(self) -> _Printing:
-        self._stop_watching = self._writer.when_closed(self._on_closed)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._stop_watching()
-        if kind is asyncio.CancelledError and self._closed:
-            raise OutputClosed
+            why = printable(self._connection.why_down())
+            raise CommandFailed(f"the link was lost, and is not back after {limit:g} s: {why}") from None
 
 
-async def _consume(args: argparse.Namespace, queue: leveret.Queue, printing: _Printing) -> int:
+async def _consume(args: argparse.Namespace, queue: leveret.Queue, printing: Printing, silence: _Silence) -> int:
     count = args.count or math.inf
     prefetch = int(min(args.prefetch or _PREFETCH, count))
     unacked: deque[leveret.IncomingMessage] = deque()
@@ -211,14 +190,23 @@ async def _consume(args: argparse.Namespace, queue: leveret.Queue, printing: _Pr
     try:
         async with queue.iterator(prefetch=prefetch, arguments=dict(args.argument) or None) as messages:
             while printing.count < count:
-                first = await printing.next(messages, args.timeout)
+                first = await printing.wait_for(lambda: silence.next(messages))
                 if first is None:
                     why = f": nothing came for {args.timeout:g} s"
                     break
                 some = [first]
-                while messages.backlog and len(some) < min(_AT_ONCE, count - printing.count):
+                while messages.backlog and len(some) < min(printing.at_once, count - printing.count):
                     some.append(await anext(messages))
                 await printing.print(some)
+                try:
+                    if printing.count < count:
+                        await printing.until_read()
+                except OutputClosed:
+                    printing.count -= len(some)
+                    raise
+                except asyncio.CancelledError:
+                    unacked.extend(some)
+                    raise
                 unacked.extend(some)
                 # The last ones wait for the end, or the broker would send more than are wanted in their stead.
                 while unacked and acked + prefetch < count:
@@ -230,7 +218,7 @@ async def _consume(args: argparse.Namespace, queue: leveret.Queue, printing: _Pr
         say(f"consumed {counted(printing.count, 'message')} from queue {name_of(queue.name)}{why}")
         if again:
             say(f"{again:,} of them will come again: the link was lost before they were acknowledged")
-    return 0
+    return 0 if args.count is None or printing.count == args.count else FAILED
 
 
 async def _acknowledge(message: leveret.IncomingMessage) -> bool:
@@ -242,13 +230,13 @@ async def _acknowledge(message: leveret.IncomingMessage) -> bool:
     return True
 
 
-async def _peek(args: argparse.Namespace, queue: leveret.Queue, printing: _Printing) -> int:
+async def _peek(args: argparse.Namespace, queue: leveret.Queue, printing: Printing) -> int:
     # Not more than were there to begin with, or it would follow a queue that is being filled for ever.
     wanted = args.count or queue.declaration_result.message_count or 0
     last: leveret.IncomingMessage | None = None
     try:
         while printing.count < wanted:
-            some = await queue.get_many(min(_AT_ONCE, wanted - printing.count), timeout=30)
+            some = await queue.get_many(min(AT_ONCE, wanted - printing.count), timeout=30)
             if not some:
                 break
             last = some[-1]
@@ -258,4 +246,4 @@ async def _peek(args: argparse.Namespace, queue: leveret.Queue, printing: _Print
             with contextlib.suppress(DeliveryLost):  # then the broker has requeued them
                 await last.nack(multiple=True, requeue=True)
         say(f"looked at {counted(printing.count, 'message')} of queue {name_of(queue.name)}, and left them there")
-    return 0 if args.count is None or printing.count == args.count else FAILED
+    return 0

@@ -37,14 +37,20 @@ _FIXES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = 
     (e.ChannelNotFoundEntity, "Is the name right? --declare creates a queue that is missing."),
     (e.ChannelAccessRefused, "Ask for the permission, or choose another name or user."),
     (e.ChannelLockedResource, "It is exclusive to another connection: choose another queue."),
-    (
-        e.ChannelPreconditionFailed,
-        "It exists with other properties: leave out what declares it, or choose another name.",
-    ),
     (e.ConnectionBlocked, "The broker is short of memory or disk: consume, or give it more."),
     (e.PublishOutcomeUnknown, "The broker may have it, or not: look, before you publish it again."),
     (e.ConsumerCancelled, "Was its queue deleted?"),
 )
+
+_PRECONDITIONS = (
+    # What RabbitMQ's text has in it, and the fix.
+    ("inequivalent arg", "It exists with other properties: leave out what declares it, or choose another name."),
+    ("message size", "Send less in one message, or have `max_message_size` raised in rabbitmq.conf."),
+    ("user_id", "The user id has to be the user that is logged in: correct it, or leave it out."),
+    ("expiration", "Correct the expiration."),
+    ("invalid arg", "Correct that argument, or leave it out."),
+)
+"""406 PRECONDITION_FAILED says many things."""
 
 
 def sentence(error: BaseException) -> str:
@@ -66,6 +72,8 @@ def fix_for(error: BaseException) -> str:
         return error.fix
     if isinstance(error, e.ChannelNotFoundEntity) and "no exchange" in error.reply_text:
         return "Is the name right? Exchanges are declared by the programs that use them."
+    if isinstance(error, e.ChannelPreconditionFailed):
+        return next((fix for words, fix in _PRECONDITIONS if words in error.reply_text), "")
     fix = next((fix for kind, fix in _FIXES if isinstance(error, kind)), "")
     return f"If there is none, {BROKER}." if not fix and is_refused(error) else fix
 

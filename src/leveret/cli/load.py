@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import math
 import secrets
 import sys
 import time
@@ -29,6 +30,8 @@ _EXPIRES = 10 * 60 * 1000
 """Milliseconds after which the broker deletes a queue of ours, should we not come to it."""
 _SILENCE = 2.0
 """Seconds that consumers wait for what is missing at the end."""
+_WINDOW_BYTES = 16 * 1024 * 1024
+"""Bytes of bodies that a producer has on their way, at most."""
 _BURST = 100
 """Messages that are written before the event loop turns."""
 
@@ -71,6 +74,8 @@ class Load:
         self._begun = self._last_received = 0.0
         self.queue = args.queue or f"leveret.bench.{secrets.token_hex(4)}"
         self._told: set[str] = set()
+        self._wanted: float = math.inf if args.producers or args.count is None else args.count
+        """Messages that are acknowledged, at most: the broker has the others back."""
 
     @property
     def has_begun(self) -> bool:
@@ -178,7 +183,7 @@ class Load:
         self, exchange: leveret.Exchange, pending: Pending, more: asyncio.Event, room: asyncio.Event
     ) -> None:
         args, figures, time_ns = self._args, self.figures, time.time_ns
-        window = args.confirms or _BURST
+        window = min(args.confirms or _BURST, max(1, _WINDOW_BYTES // max(1, args.size)))
         pace = Pace(args.rate, self._loop.time())
         mode = leveret.DeliveryMode.PERSISTENT if args.persistent else leveret.DeliveryMode.NOT_PERSISTENT
         fits, rest = args.size >= _STAMP, b"x" * max(0, args.size - _STAMP)
@@ -201,7 +206,7 @@ class Load:
             figures.sent += 1
             number += 1
             pace.went()
-            if number % _BURST == 0:
+            if number % min(_BURST, window) == 0:
                 await asyncio.sleep(0)
 
     async def _settle(self, pending: Pending, more: asyncio.Event, room: asyncio.Event) -> None:
@@ -241,14 +246,18 @@ class Load:
     async def _consume(self, channel: leveret.Channel) -> None:
         queue = await channel.get_queue(self.queue, ensure=False)
         args = self._args
+        prefetch = int(min(args.prefetch, self._wanted))
+        ack_batch = min(args.ack_batch, prefetch)
         await queue.consume(
             self._on_message,
             no_ack=not args.ack_batch,
-            prefetch=args.prefetch,
-            ack_batch=args.ack_batch if args.ack_batch > 1 else None,
+            prefetch=prefetch,
+            ack_batch=ack_batch if ack_batch > 1 else None,
         )
 
-    def _on_message(self, message: leveret.IncomingMessage) -> leveret.Verdict:
+    def _on_message(self, message: leveret.IncomingMessage) -> leveret.Verdict | None:
+        if self.figures.received >= self._wanted:
+            return None  # it fills the prefetch until the channel closes, and the broker requeues it
         now, begun = time.time_ns(), sent_at(message)
         if begun is not None:
             self.figures.latency.add(now - begun)

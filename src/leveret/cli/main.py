@@ -18,7 +18,7 @@ from leveret.cli import bench, broker, check, consume, demo, publish
 from leveret.cli.explain import CommandFailed, sentence
 from leveret.cli.options import FAILED, Parser, epilog, hide_passwords
 from leveret.cli.pipes import OutputClosed
-from leveret.cli.terminal import LogToStderr, say
+from leveret.cli.terminal import LogToStderr, discard, output_failed, say
 from leveret.exceptions import AMQPError
 
 _INTERRUPTED, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -59,19 +59,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 130 interrupted, 143 terminated. Wrong usage is a SystemExit(2).
     """
-    args = make_parser().parse_args(argv)
+    if sys.stderr is None:  # pyright: ignore[reportUnnecessaryComparison]  # 2>&-
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]  # >&-
+        # Before anything is done whose result nobody would see; a socket would get its file descriptor, too.
+        say("error: standard output is closed. >/dev/null throws away what is written to it.")
+        return FAILED
+    try:
+        return _main(make_parser().parse_args(argv))
+    except SystemExit:
+        error = discard(sys.stdout)  # a help text
+        if error is not None and not isinstance(error, BrokenPipeError):
+            say(f"error: {output_failed(error)}.")
+            raise SystemExit(FAILED) from error
+        raise
+    finally:
+        discard(sys.stdout)
+        discard(sys.stderr)
+
+
+def _main(args: argparse.Namespace) -> int:
     with LogToStderr(debug=args.debug), warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            code = asyncio.run(_run(args))
-            sys.stdout.flush()
+            return asyncio.run(_run(args))
         except KeyboardInterrupt:
             return _INTERRUPTED
         except (OutputClosed, BrokenPipeError):
-            # Whoever read our output has enough. Python would complain when it flushes at exit: let it flush elsewhere.
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+            return 0  # whoever read our output has enough
         except Exception as error:
             if args.debug:
                 print(hide_passwords("".join(traceback.format_exception(error))), end="", file=sys.stderr)
@@ -79,7 +94,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not isinstance(error, _EXPECTED) and not args.debug:
                 say("That should not happen, please report it: --debug shows more.")
             return FAILED
-    return code
 
 
 async def _run(args: argparse.Namespace) -> int:

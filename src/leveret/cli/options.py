@@ -126,14 +126,28 @@ def name_and_value(text: str) -> tuple[str, FieldValue]:
 def _json_or_text(value: str) -> FieldValue:
     try:
         # NaN and Infinity are no JSON, though Python reads them: they stay text.
-        decoded: FieldValue = json.loads(value, parse_constant=_refuse)
-    except ValueError:
+        decoded: FieldValue = json.loads(value, parse_constant=_refuse, parse_float=_finite)
+    except (ValueError, RecursionError):
         return value
     return decoded
 
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(constant)
+
+
+def _finite(text: str) -> float:
+    # RabbitMQ ends the connection over an infinity.
+    if math.isinf(number := float(text)):
+        raise argparse.ArgumentTypeError(f"{text} is more than a number can be; in quotes it is text: '\"{text}\"'")
+    return number
+
+
+def queue_name(text: str) -> str:
+    """The name of a queue that there may be: the empty one means something else everywhere."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name of a queue is not empty")
+    return text
 
 
 def delimiter(text: str) -> bytes:

@@ -17,6 +17,12 @@ from collections.abc import AsyncGenerator, Callable
 from queue import SimpleQueue
 from typing import IO
 
+from leveret.cli.terminal import output_failed
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
+
 _CHUNK = 65536
 
 
@@ -97,6 +103,19 @@ class Writer:
             await done
         except BrokenPipeError as exc:
             raise OutputClosed from exc
+        except OSError as exc:
+            raise output_failed(exc) from exc
+
+    @property
+    def is_pipe(self) -> bool:
+        """Whether what is written waits for its reader in a pipe, and the system tells how much of it does."""
+        return sys.platform.startswith("linux") and stat.S_ISFIFO(os.fstat(self._fd).st_mode)
+
+    def unread(self) -> int:
+        """Bytes that are written, and that the reader has not read; 0 where there is no telling."""
+        if sys.platform != "linux" or not self.is_pipe:
+            return 0
+        return int.from_bytes(fcntl.ioctl(self._fd, termios.FIONREAD, bytes(4)), sys.byteorder)
 
     def _run(self) -> None:
         while True:
@@ -119,7 +138,7 @@ class Writer:
     def when_closed(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Have *callback* called when the reader goes, where the system tells; returns what ends that."""
         # An error is all that the writing end of a pipe can tell who waits to read from it: the other end is closed.
-        if not sys.platform.startswith("linux") or not stat.S_ISFIFO(os.fstat(self._fd).st_mode):
+        if not self.is_pipe:
             return lambda: None
         self._loop.add_reader(self._fd, callback)
         return self._stop_watching

@@ -15,7 +15,7 @@ from typing import Any
 
 import leveret
 from leveret.cli import session
-from leveret.cli.explain import sentence
+from leveret.cli.explain import CommandFailed, sentence
 from leveret.cli.measure import Pace, per_second
 from leveret.cli.options import (
     FAILED,
@@ -26,15 +26,19 @@ from leveret.cli.options import (
     epilog,
     name_and_value,
     name_of,
+    queue_name,
     rate,
     seconds,
     whole,
 )
 from leveret.cli.pipes import read_all, read_lines
-from leveret.cli.terminal import Live, say
+from leveret.cli.terminal import Live, say, tell
+from leveret.exceptions import MessageReturned
 
 _TOLD = 10
 """Messages that went wrong which are told one by one."""
+_AT_ONCE, _BYTES_AT_ONCE = 10_000, 64 * 1024 * 1024
+"""Messages, and bytes of them, for one publish_many(), which keeps every one that fails."""
 _LAST_CONFIRMS = 10.0
 """Seconds that confirms get after Ctrl-C."""
 
@@ -69,7 +73,9 @@ def add(commands: Subcommands) -> None:
     body.add_argument("--file", metavar="PATH", help="a file that is the body of one message; - is standard input")
     where = parser.add_argument_group("where to")
     target = where.add_mutually_exclusive_group(required=True)
-    target.add_argument("--queue", metavar="NAME", help="straight into this queue (by the default exchange)")
+    target.add_argument(
+        "--queue", metavar="NAME", type=queue_name, help="straight into this queue (by the default exchange)"
+    )
     target.add_argument("--exchange", metavar="NAME", help="to this exchange")
     where.add_argument("--routing-key", metavar="KEY", help="for --exchange; empty by default")
     where.add_argument("--declare", action="store_true", help="create the queue if it is missing, as a durable one")
@@ -136,8 +142,12 @@ async def run(args: argparse.Namespace) -> int:
         args.parser.error("--routing-key goes with --exchange: --queue is the routing key of the default exchange")
     if args.declare and args.queue is None:
         args.parser.error("--declare goes with --queue")
-    if args.body is None and args.file is None and sys.stdin.isatty():
-        say("Each line is a message; Ctrl-D ends it.")
+    make_message(args, b"")  # what cannot be one is told before anything is done
+    if args.body is None and args.file in {None, "-"}:
+        if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]  # <&-
+            raise CommandFailed("standard input is closed.", "Give the message as an argument, or as a --file.")
+        if args.file is None and sys.stdin.isatty():
+            say("Each line is a message; Ctrl-D ends it.")
     chunks = await _chunks(args)
     async with await session.connect(args.url, "publish") as connection:
         channel = await connection.channel(publisher_confirms=not args.no_confirm)
@@ -174,6 +184,10 @@ class _Publishing:
         self._loop = asyncio.get_running_loop()
         self._stop: asyncio.Future[None] = self._loop.create_future()
         self._sent = self._returned = 0
+        self._total = self._confirmed = 0
+        self._failed: Counter[str] = Counter()
+        self._stopped_by: Exception | None = None
+        self._is_all = False
 
     async def run(self, exchange: leveret.Exchange, chunks: AsyncGenerator[list[bytes]]) -> int:
         """Publish all; after Ctrl-C what is on its way still gets its confirm."""
@@ -181,23 +195,65 @@ class _Publishing:
         routing_key = self._args.queue or self._args.routing_key or ""
         begun = self._loop.time()
         with Live() as live:
-            publishing = asyncio.ensure_future(
-                exchange.publish_many(self._messages(chunks, live.show), routing_key, timeout=None)
-            )
+            publishing = asyncio.ensure_future(self._publish(exchange, self._messages(chunks, live.show), routing_key))
             try:
-                report = await asyncio.shield(publishing)
+                await asyncio.shield(publishing)
             except asyncio.CancelledError:
                 self._stop.set_result(None)
                 await asyncio.wait([publishing], timeout=_LAST_CONFIRMS)
                 if publishing.done() and publishing.exception() is None:
-                    self._tell(publishing.result(), self._loop.time() - begun)
+                    self._tell(self._loop.time() - begun)
                 publishing.cancel()
                 await asyncio.wait([publishing])
+                raise
+            except Exception:
+                if self._total:
+                    self._tell(self._loop.time() - begun)
                 raise
         if self._args.no_confirm:
             # Its answer comes behind all that came back, and behind a refusal.
             await self._channel.set_qos(1)
-        return self._tell(report, self._loop.time() - begun)
+        return self._tell(self._loop.time() - begun)
+
+    async def _publish(
+        self, exchange: leveret.Exchange, messages: AsyncGenerator[leveret.Message], routing_key: str
+    ) -> None:
+        async with contextlib.aclosing(messages):
+            while not self._is_all and self._stopped_by is None:
+                try:
+                    report = await exchange.publish_many(self._some(messages), routing_key, timeout=None)
+                except Exception as error:
+                    report = getattr(error, "publish_report", leveret.PublishReport())
+                    self._add(report)
+                    if not isinstance(error, TypeError | ValueError) or error.__cause__ is None:
+                        raise
+                    raise CommandFailed(f"message {self._total + 1:,}: {sentence(error.__cause__)}") from error
+                self._add(report)
+
+    async def _some(self, messages: AsyncGenerator[leveret.Message]) -> AsyncGenerator[leveret.Message]:
+        size = 0
+        for _ in range(_AT_ONCE):
+            if size >= _BYTES_AT_ONCE:
+                return
+            try:
+                message = await anext(messages)
+            except StopAsyncIteration:
+                self._is_all = True
+                return
+            size += message.body_size
+            yield message
+
+    def _add(self, report: leveret.PublishReport) -> None:
+        """Count, and tell the first failures; those that came back were told as they came."""
+        for failure in report.failures:
+            if not isinstance(failure.error, MessageReturned):
+                if self._failed.total() < _TOLD:
+                    number = self._total + failure.index + 1
+                    say(f"message {number:,}: {sentence(failure.error.__cause__ or failure.error)}")
+                self._failed[type(failure.error).__name__] += 1
+        self._total += report.total
+        self._confirmed += report.confirmed
+        self._stopped_by = report.stopped_by
 
     async def _messages(
         self, chunks: AsyncGenerator[list[bytes]], show: Callable[[str], None]
@@ -222,29 +278,26 @@ class _Publishing:
         if self._returned <= _TOLD:
             advice = (
                 f"is there a queue {name_of(self._args.queue)}? --declare creates it"
-                if self._args.queue
+                if self._args.queue is not None
                 else ("no queue is bound for it")
             )
-            key = f"routing key {name_of(message.routing_key)}"
+            key = f"routing key {name_of(message.routing_key or '')}"
             say(f"returned by the broker ({message.reply_text}), {key}: {advice}")
         elif self._returned == _TOLD + 1:
             say("more are returned …")
 
-    def _tell(self, report: leveret.PublishReport, duration: float) -> int:
-        failed = [failure for failure in report.failures if failure not in report.returned]
-        for failure in failed[:_TOLD]:
-            say(f"message {failure.index + 1:,}: {sentence(failure.error.__cause__ or failure.error)}")
-        if report.stopped_by is not None:
-            say(f"stopped: {sentence(report.stopped_by)}")
-        to = f"queue {name_of(self._args.queue)}" if self._args.queue else f"exchange {name_of(self._args.exchange)}"
-        facts = ["not confirmed, as you wanted"] if self._args.no_confirm else [f"{report.confirmed:,} confirmed"]
+    def _tell(self, duration: float) -> int:
+        if self._stopped_by is not None:
+            say(f"stopped: {sentence(self._stopped_by)}")
+        queue, exchange = self._args.queue, self._args.exchange
+        to = f"exchange {name_of(exchange)}" if queue is None else f"queue {name_of(queue)}"
+        facts = ["not confirmed, as you wanted"] if self._args.no_confirm else [f"{self._confirmed:,} confirmed"]
         if self._returned:
             facts.append(f"{self._returned:,} returned")
-        kinds = Counter(type(failure.error).__name__ for failure in failed)
-        facts += [f"{number:,} failed ({kind})" for kind, number in kinds.items()]
-        speed = f" ({per_second(report.total, duration):,.0f}/s)" if report.total > 1 else ""
-        print(f"published {counted(report.total, 'message')} to {to} in {duration:.2f} s{speed}: {', '.join(facts)}")
-        return 0 if report and not self._returned else FAILED
+        facts += [f"{number:,} failed ({kind})" for kind, number in self._failed.items()]
+        speed = f" ({per_second(self._total, duration):,.0f}/s)" if self._total > 1 else ""
+        tell(f"published {counted(self._total, 'message')} to {to} in {duration:.2f} s{speed}: {', '.join(facts)}")
+        return FAILED if self._failed or self._returned or self._stopped_by is not None else 0
 
 
 async def _until(stop: asyncio.Future[None], chunks: AsyncGenerator[list[bytes]]) -> AsyncIterator[list[bytes]]:

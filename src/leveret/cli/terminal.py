@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import shutil
 import sys
 from types import TracebackType
@@ -14,15 +16,45 @@ _log = logging.getLogger("leveret")
 
 
 def say(text: str) -> None:
-    """A line on stderr."""
-    Live.clear()
-    print(hide_passwords(text), file=sys.stderr, flush=True)
+    """A line on stderr, if that can be written."""
+    with contextlib.suppress(OSError):  # there is nowhere to tell it
+        Live.clear()
+        print(hide_passwords(text), file=sys.stderr, flush=True)
 
 
 def tell(text: str) -> None:
-    """A line on stdout."""
-    Live.clear()
-    print(text, flush=True)
+    """A line on stdout.
+
+    Raises:
+        BrokenPipeError: whoever read it reads no more.
+        OSError: it cannot be written, because the disk is full, say.
+    """
+    with contextlib.suppress(OSError):
+        Live.clear()
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise output_failed(error) from error
+
+
+def output_failed(error: OSError) -> OSError:
+    """The same in words that name standard output."""
+    return OSError(f"standard output cannot be written: {error.strerror}")
+
+
+def discard(stream: TextIO) -> OSError | None:
+    """Let go of what *stream* could not write, and return why: Python would complain about it when it exits."""
+    try:
+        stream.flush()
+    except OSError as error:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+        stream.flush()
+        return error
+    return None
 
 
 class Live:
