@@ -58,7 +58,7 @@ def quick_expiration(value: Any) -> str | None:
     Raises:
         ValueError, TypeError: as that.
     """
-    if (value.__class__ is float or value.__class__ is int) and 0 <= value < math.inf:
+    if (value.__class__ is float or value.__class__ is int) and 0 <= value <= _LONGEST_EXPIRATION / MILLISECONDS:
         return str(round(value * MILLISECONDS))
     return encode_expiration(value)
 

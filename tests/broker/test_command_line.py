@@ -704,6 +704,17 @@ async def test_demo_on_a_broker_of_ones_own(run: Run, amqp_url: str) -> None:
     check_demo(await run("demo --url", amqp_url))
 
 
+@pytest.mark.one_version
+async def test_demo_ends_well_when_its_reader_goes_away_in_the_middle(start: Start) -> None:
+    reading, writing = os.pipe()
+    demo = await start("demo", stdout=writing)
+    os.close(writing)
+    await asyncio.to_thread(os.read, reading, 10)
+    os.close(reading)
+    done = await demo.end()
+    assert (done.code, done.err) == (0, "")
+
+
 @pytest.mark.node
 async def test_demo_over_tls(run: Run, broker: Node, tls_authority: TLSAuthority) -> None:
     check_demo(await run("demo --url", str(URL(broker.tls_url).update_query(cafile=str(tls_authority.ca_file)))))

@@ -111,6 +111,11 @@ async def _run(args: argparse.Namespace) -> int:
         loop.add_signal_handler(signal.SIGTERM, on_terminate)
     try:
         code: int = await args.run(args)
+    except ExceptionGroup as group:  # of a TaskGroup: what ended it
+        error: Exception = group
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        raise error from group
     except asyncio.CancelledError:
         if terminated:
             return _TERMINATED

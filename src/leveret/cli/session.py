@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Generator
 from typing import Any
 
@@ -13,7 +14,7 @@ from leveret.exceptions import ChannelNotFoundEntity
 
 async def connect(url: str, command: str) -> leveret.RobustConnection:
     """A connection that comes back, and that the management UI shows as ``leveret publish``, say."""
-    named = "name=" in url  # connection_name= too
+    named = re.search(r"[?&](connection_)?name=", url)
     return await leveret.connect_robust(
         url, client_properties=None if named else {"connection_name": f"leveret {command}"}
     )
