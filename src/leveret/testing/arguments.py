@@ -191,7 +191,7 @@ def check_declaration(
     """
     called = queue_name(name, vhost)
     kind = arguments.get("x-queue-type", "classic")
-    if kind in ARGUMENTS:
+    if isinstance(kind, str) and kind in ARGUMENTS:
         for key in sorted(_KNOWN & arguments.keys()):
             if key not in ARGUMENTS[kind]:
                 raise Refusal(406, f"invalid arg '{key}' for {called} of queue type rabbit_{kind}_queue")

@@ -112,7 +112,10 @@ class Publisher:
 
     def _on_body(self, payload: bytes) -> None:
         self._have += len(payload)
-        if self._have < self._size:
+        if self._size > self._server.max_message_size and self._have <= self._size:
+            if self._have == self._size:  # only counted so far: it is refused where it ends, as by RabbitMQ
+                self._refuse_size(self._size)
+        elif self._have < self._size:
             self._body.append(payload)
         elif self._have > self._size:
             if self._server.dialect.checks_body_size:
@@ -128,11 +131,6 @@ class Publisher:
         assert content is not None
         self.drop_content()
         message = Stored(content.route, properties, body)
-        server = self._server
-        if len(body) > server.max_message_size:
-            raise _of_publish(
-                406, f"message size {len(body)} is larger than configured max size {server.max_message_size}"
-            )
         flags = message.flags
         if flags:
             user = self._channel.session.user
@@ -149,6 +147,11 @@ class Publisher:
             self._tx.append((content.exchange, message, content.mandatory))
             return
         self._route(content.exchange, message, content.mandatory)
+
+    def _refuse_size(self, size: int) -> None:
+        self.drop_content()
+        most = self._server.max_message_size
+        raise _of_publish(406, f"message size {size} is larger than configured max size {most}")
 
     def drop_content(self) -> None:
         """Forget what was gathered of a publish."""
