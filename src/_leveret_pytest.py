@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from leveret import RobustChannel, RobustConnection
     from leveret.testing import Broker
 
 LEFTOVERS = ("fail", "warn", "ignore")
+CALL = pytest.StashKey[pytest.TestReport]()
+"""What became of the test itself, without its fixtures."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,6 +52,19 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 def external_url(config: pytest.Config) -> str | None:
     """The broker that is not in this process; ``None``: it is."""
     return config.getoption("--amqp-url") or os.environ.get("AMQP_URL") or None
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep what became of the test: only one that passed is told about what it left behind."""
+    report = yield
+    if call.when == "call":
+        item.stash[CALL] = report
+    elif call.when == "setup" and CALL in item.stash:  # of the run before, where a plugin runs tests again
+        del item.stash[CALL]
+    return report
 
 
 @pytest.fixture

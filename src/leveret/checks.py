@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 
 
@@ -20,7 +21,7 @@ def check_count(name: str, value: object, least: int, most: int | None = None, h
         raise ValueError(f"{name} must be {allowed}{hint}, not {value}")
 
 
-def check_seconds(name: str, value: object) -> None:
+def check_timeout(name: str, value: object) -> None:
     """Raise unless *value*, the argument *name*, is a number of seconds; ``math.inf`` is one.
 
     Raises:
@@ -31,6 +32,20 @@ def check_seconds(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a number of seconds, not {value!r}")
     if value != value:
         raise ValueError(f"{name} must be a number of seconds (math.inf for no limit), not {value}")
+
+
+def check_seconds(name: str, value: object, *, zero: bool = True, hint: str = "") -> None:
+    """Raise unless *value*, the argument *name*, is a finite number of seconds.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is negative, 0 where *zero* is not allowed, NaN or infinite; *hint* is added to the text.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+    if not (value >= 0 and math.isfinite(value)) or (value == 0 and not zero):
+        allowed = "0 or more seconds" if zero else "more than 0 seconds"
+        raise ValueError(f"{name} must be {allowed}, and finite{hint}, not {value}")
 
 
 def check_callback(callback: Callable[..., object]) -> None:

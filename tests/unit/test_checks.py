@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 
-from leveret.checks import check_callback, check_count, check_seconds
+from leveret.checks import check_callback, check_count, check_timeout
 
 
 @pytest.mark.parametrize("wrong", ["5", 5.0, None, True])
@@ -69,12 +69,12 @@ def test_what_is_not_callable_is_no_callback():
 @pytest.mark.parametrize("wrong", ["5", None, True, [1]])
 def test_seconds_are_a_number(wrong):
     with pytest.raises(TypeError, match="timeout must be a number of seconds, not "):
-        check_seconds("timeout", wrong)
+        check_timeout("timeout", wrong)
 
 
 def test_seconds_may_be_endless_but_not_nan():
-    check_seconds("timeout", 5)
-    check_seconds("timeout", 0.5)
-    check_seconds("timeout", float("inf"))
+    check_timeout("timeout", 5)
+    check_timeout("timeout", 0.5)
+    check_timeout("timeout", float("inf"))
     with pytest.raises(ValueError, match="not nan"):
-        check_seconds("timeout", float("nan"))
+        check_timeout("timeout", float("nan"))

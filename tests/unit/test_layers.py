@@ -235,6 +235,7 @@ MAP |= {
         "testing.refusals",
         "testing.session",
         "testing.vhost",
+        "wire.codec",
     },
     "testing.views": set(),
     "testing.broker": {

@@ -257,6 +257,54 @@ def test_test_that_failed_is_not_told_about_leftovers(run: Run) -> None:
     assert not says(result, "left behind")
 
 
+@pytest.mark.parametrize("end", ["raise KeyboardInterrupt", "pytest.exit('enough')"])
+@pytest.mark.parametrize("settings", [FAIL, ini()], ids=["fail", "warn"])
+def test_interrupted_run_ends_as_always(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, end: str, settings: str
+) -> None:
+    source = """
+        def test_it(amqp_broker):
+            loop.run_until_complete(leave(amqp_broker.url))
+            END
+
+        kept = []
+        loop = asyncio.new_event_loop()
+
+        async def leave(url):
+            kept.append(await leveret.connect(url))
+            queue = await (await kept[0].channel()).declare_queue("jobs")
+            await (await kept[0].channel()).default_exchange.publish(leveret.Message(b"1"), "jobs")
+            await queue.get()
+    """
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    monkeypatch.delenv("AMQP_URL", raising=False)
+    pytester.makeini(settings)
+    pytester.makepyfile("import asyncio, pytest, leveret\n" + textwrap.dedent(source).replace("END", end))
+    loaded = () if INSTALLED else ("-p", "_leveret_pytest")
+    result = pytester.runpytest_subprocess(*loaded)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    output = result.stdout.str() + result.stderr.str()
+    assert "left behind" not in output
+    assert "pytest_sessionfinish" not in output
+
+
+@pytest.mark.parametrize(
+    ("mark", "end", "outcome"),
+    [
+        ("", "pytest.skip('not today')", {"skipped": 1}),
+        ("", "pytest.xfail('known')", {"xfailed": 1}),
+        ("@pytest.mark.xfail", "assert False", {"xfailed": 1}),
+        ("@pytest.mark.xfail", "pass", {"xpassed": 1}),
+    ],
+)
+def test_only_a_test_that_passed_is_told_about_leftovers(
+    run: Run, mark: str, end: str, outcome: dict[str, int]
+) -> None:
+    result = run(UNACKED.format(mark=mark, end=end), settings=FAIL)
+    result.assert_outcomes(**outcome)
+    assert not says(result, "left behind")
+
+
 def test_open_connection_fails_the_test_when_asked_to(run: Run) -> None:
     result = run(OPEN, settings=FAIL)
     assert result.parseoutcomes()["errors"] == 1

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from leveret.testing import Broker
 from leveret.testing.access import EVERYTHING, Permissions, given_users
 from leveret.testing.clock import Clock
 from leveret.testing.dialect import VERSIONS, dialect
-from leveret.testing.faults import Faults
+from leveret.testing.faults import METHODS, Faults, plain
 from leveret.testing.messages import Stored, check_expiration, check_user, copies
+from leveret.testing.methods import HANDLERS
 from leveret.testing.refusals import Refusal, fit, octets
 from leveret.testing.server import Recent
+from leveret.testing.session import _STEPS
 from leveret.wire.codec import Properties
 from leveret.wire.tables import encode_table
 
@@ -175,3 +181,93 @@ def test_mistakes_are_told_before_anything_is_started() -> None:
         Broker(mechanisms=("KERBEROS",))
     with pytest.raises(RuntimeError, match="ssl_context"):
         _ = Broker().tls_url
+
+
+# -------------------------------------------------------------------------------------------------- wrong arguments
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), 1e12])
+def test_time_moves_by_a_finite_number_of_seconds(seconds: float) -> None:
+    with pytest.raises(ValueError, match="seconds must be"):
+        Clock().advance(seconds)
+    with pytest.raises(ValueError, match="seconds must be"):
+        Broker().advance(seconds)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"consumer_timeout_tick": 0}, ValueError, "consumer_timeout_tick must be more than 0 seconds"),
+        ({"consumer_timeout_tick": -1}, ValueError, "not -1"),
+        ({"consumer_timeout_tick": math.nan}, ValueError, "not nan"),
+        ({"consumer_timeout_tick": math.inf}, ValueError, "not inf"),
+        ({"consumer_timeout": -5}, ValueError, "consumer_timeout must be 0 or more"),
+        ({"consumer_timeout": "5"}, TypeError, "consumer_timeout must be a number of seconds, not '5'"),
+        ({"heartbeat": -1}, ValueError, r"heartbeat must be from 0 to 65535 seconds \(0 is none\), not -1"),
+        ({"heartbeat": 70_000}, ValueError, "not 70000"),
+        ({"frame_max": -1}, ValueError, "frame_max must be from 0"),
+        ({"frame_max": 100}, ValueError, "frame_max must be 8192 or more, as RabbitMQ 4.3 demands, or 0"),
+        ({"channel_max": 65_536}, ValueError, "channel_max must be from 0 to 65535"),
+        ({"max_message_size": 0}, ValueError, "max_message_size"),
+        ({"keep_published": -1}, ValueError, "keep_published must be 0 or more, not -1"),
+        ({"port": "5672"}, TypeError, "port must be an int, not '5672'"),
+        ({"port": 70_000}, ValueError, "port must be from 0 to 65535"),
+        ({"tls_port": -1}, ValueError, "tls_port"),
+        ({"vhosts": "prod"}, TypeError, r"vhosts must be a tuple of strings, as \('prod',\), not 'prod'"),
+        ({"vhosts": (1,)}, TypeError, "each of vhosts must be a str, not 1"),
+        ({"mechanisms": "PLAIN"}, TypeError, "mechanisms must be a tuple"),
+        ({"mechanisms": ("EXTERNAL",)}, ValueError, "give the broker an ssl_context"),
+        ({"ssl_context": 1}, TypeError, "ssl_context must be a server's ssl.SSLContext, not 1"),
+        ({"users": "guest"}, TypeError, "users must be a mapping"),
+        ({"users": {"a": 1}}, TypeError, "the password of user 'a' must be a str, not 1"),
+        ({"permissions": {"guest": {"/": ("(", "", "")}}}, ValueError, r"configure of 'guest' on '/' .*, not '\('"),
+        ({"permissions": {"guest": {"/": (".*", "")}}}, ValueError, "must be three patterns"),
+        ({"permissions": {"guest": {"/": ".*"}}}, TypeError, "must be Permissions"),
+        ({"permissions": {"guest": {"typo": (".*", "", "")}}}, ValueError, "typo"),
+    ],
+)
+def test_arguments_of_a_broker_are_checked_when_it_is_made(
+    arguments: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        Broker(**{"version": "4.3"} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda broker: broker.fail_next("queue.foo", 406), "not 'queue.foo'"),
+        (lambda broker: broker.fail_next("basic.deliver", 406), "one that a client sends"),
+        (lambda broker: broker.fail_next("basic.get", 999), "not 999"),
+        (lambda broker: broker.set_permissions("guest", vhost="typo"), "no virtual host 'typo'"),
+        (lambda broker: broker.set_permissions("guest", "("), "regular expression"),
+        (lambda broker: broker.add_user("a", "b", permissions={"typo": ("", "", "")}), "no virtual host 'typo'"),
+        (lambda broker: broker.delete_user("typo"), "no user 'typo'"),
+        (lambda broker: broker.nack_next(-1), "count must be 0 or more, not -1"),
+        (lambda broker: broker.nack_next(1.5), "count must be an int, not 1.5"),
+        (lambda broker: broker.delay_confirms(-1), "not -1"),
+        (lambda broker: broker.delay_confirms(math.nan), "not nan"),
+        (lambda broker: broker.set_consumer_timeout(-5), "not -5"),
+        (lambda broker: broker.set_consumer_timeout(5, tick=0), "tick must be more than 0 seconds, and finite, not 0"),
+        (lambda broker: broker.set_limits("guest", channels="1"), "channels must be an int"),
+        (lambda broker: broker.queues_of("nope"), "no virtual host 'nope'"),
+        (lambda broker: broker.exchanges_of("nope"), "no virtual host 'nope'"),
+    ],
+)
+def test_wrong_names_and_numbers_are_refused_at_the_call(call: Callable[[Broker], object], text: str) -> None:
+    broker = Broker()
+    with pytest.raises((ValueError, TypeError), match=text):
+        call(broker)
+    assert broker.users == ("guest",)
+
+
+def test_every_method_that_a_client_sends_can_be_refused() -> None:
+    handled = {plain(each.name) for each in HANDLERS} | {plain(method.name) for _, method in _STEPS}
+    handled |= {"basic.publish", "channel.open", "channel.close"}
+    assert {plain(each) for each in METHODS} == handled
+
+
+def test_there_is_no_url_before_there_is_a_port() -> None:
+    with pytest.raises(RuntimeError, match="no port before its first start"):
+        _ = Broker().url
+    assert Broker(5672).url == "amqp://guest:guest@127.0.0.1:5672/"

@@ -25,7 +25,7 @@ from leveret.abc import AbstractExchange as AbstractExchange
 from leveret.abc import AbstractIncomingMessage as AbstractIncomingMessage
 from leveret.abc import AbstractQueue as AbstractQueue
 from leveret.channel import Channel
-from leveret.checks import check_seconds
+from leveret.checks import check_timeout
 from leveret.exceptions import ChannelInvalidStateError, ConsumerCancelled, PublishOutcomeUnknown, RemoteError
 from leveret.exchange import Exchange
 from leveret.message import IncomingMessage
@@ -383,7 +383,7 @@ class RPC(Server):
         """
         self._check_initialized()
         if timeout is not None:
-            check_seconds("timeout", timeout)
+            check_timeout("timeout", timeout)
         loop, seconds = self.loop, self.channel.seconds(timeout)
         deadline = loop.time() + seconds
         if expiration is not None and self._expired_queue is None:

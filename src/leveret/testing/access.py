@@ -104,6 +104,32 @@ def _amqplain(response: bytes) -> tuple[str, str]:
     return login, password
 
 
+def given_permissions(user: str, by_vhost: Mapping[str, Permissions | tuple[str, str, str]]) -> dict[str, Permissions]:
+    """What *user* may do, by virtual host.
+
+    Raises:
+        TypeError: no three strings.
+        ValueError: not three of them, or one that is no regular expression.
+    """
+    given: dict[str, Permissions] = {}
+    for vhost, patterns in by_vhost.items():
+        if not isinstance(patterns, tuple) or not all(isinstance(each, str) for each in patterns):
+            raise TypeError(
+                f"permissions of {user!r} on {vhost!r} must be Permissions(configure, write, read), not {patterns!r}"
+            )
+        if len(patterns) != 3:
+            raise ValueError(f"permissions of {user!r} on {vhost!r} must be three patterns, not {patterns!r}")
+        for verb, pattern in zip(Permissions._fields, patterns, strict=True):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"{verb} of {user!r} on {vhost!r} must be a regular expression, not {pattern!r}: {error}"
+                ) from None
+        given[vhost] = Permissions(*patterns)
+    return given
+
+
 def given_users(dialect: Dialect, users: Mapping[str, str], vhosts: tuple[str, ...]) -> Access:
     """The access that a broker begins with: *users* and their passwords, who may do everything."""
     access = Access(dialect)

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import dataclasses
 import threading
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, Generator, Mapping
+from typing import TYPE_CHECKING, cast
 from urllib.parse import quote
 
-from leveret.testing.access import MECHANISMS, Permissions, User
-from leveret.testing.controls import Controls
+from leveret.checks import check_count
+from leveret.testing.access import MECHANISMS, Permissions, User, given_permissions
+from leveret.testing.controls import Controls, check_consumer_timeout, check_text
 from leveret.testing.dialect import dialect
 from leveret.testing.refusals import Refusal
 from leveret.testing.server import Limits, Server
@@ -39,7 +41,8 @@ class Broker(Controls):
     """A broker for tests and for trying out; nothing on disk, no cluster, 127.0.0.1 only.
 
     Use it as ``async with Broker() as broker`` in the running loop; with ``thread=True``, or as ``with Broker() as
-    broker``, it has a thread and a loop of its own. All its methods may be called from any thread.
+    broker``, it has a thread and a loop of its own. All its methods may be called from any thread; of starts and stops
+    at the same time, one waits for the other.
 
     Args:
         port: where to listen; 0 chooses a free port, which later starts use again.
@@ -53,7 +56,7 @@ class Broker(Controls):
         mechanisms: the SASL mechanisms to offer; ``None`` is what the version offers. EXTERNAL is offered by TLS only.
         thread: whether to run in a thread of its own.
         heartbeat: seconds, what ``connection.tune`` proposes; 0 is none.
-        frame_max, channel_max: what ``connection.tune`` allows.
+        frame_max, channel_max: what ``connection.tune`` allows; 0 is no limit.
         max_message_size: bytes; ``None`` is what the version has (16 MiB, 128 MiB on 3.10).
         consumer_timeout: seconds that a delivery may wait for its ack; ``None`` is for ever.
         consumer_timeout_tick: seconds between two looks for those that waited too long.
@@ -61,7 +64,9 @@ class Broker(Controls):
             most.
 
     Raises:
-        ValueError: a version or a mechanism that there is not, permissions for a user that there is not.
+        TypeError: an argument of another type.
+        ValueError: a version or a mechanism that there is not, permissions for a user that there is not, a number that
+            is out of range, EXTERNAL alone without an ``ssl_context``.
     """
 
     def __init__(
@@ -85,25 +90,44 @@ class Broker(Controls):
         keep_published: int = 1000,
     ) -> None:
         self._dialect = dialect(version)
+        _check_names("vhosts", vhosts)
+        if mechanisms is not None:
+            _check_names("mechanisms", mechanisms)
+        _check_users(users)
+        _check_context(ssl_context, mechanisms or ())
+        _check_numbers(
+            port=port, tls_port=tls_port, heartbeat=heartbeat, channel_max=channel_max, keep_published=keep_published
+        )
+        check_count("frame_max", frame_max, 0, 0xFFFF_FFFF)
+        if 0 < frame_max < self._dialect.min_frame_max:
+            raise ValueError(
+                f"frame_max must be {self._dialect.min_frame_max} or more, as RabbitMQ {version} demands, or 0 for no "
+                f"limit, not {frame_max}"
+            )
+        if max_message_size is not None:
+            check_count("max_message_size", max_message_size, 1)
+        check_consumer_timeout("consumer_timeout", consumer_timeout, "consumer_timeout_tick", consumer_timeout_tick)
         if mechanisms is not None:
             if unknown := set(mechanisms) - MECHANISMS:
                 raise ValueError(f"mechanisms are among {', '.join(sorted(MECHANISMS))}, not {', '.join(unknown)}")
-            self._dialect = dataclasses.replace(self._dialect, mechanisms=mechanisms)
+            self._dialect = dataclasses.replace(self._dialect, mechanisms=tuple(mechanisms))
         if max_message_size is None:
             max_message_size = self._dialect.max_message_size
         limits = Limits(frame_max, channel_max, heartbeat, max_message_size, consumer_timeout, consumer_timeout_tick)
         users = {"guest": "guest"} if users is None else users
-        super().__init__(Server(self._dialect, limits, users, vhosts, keep_published))
+        super().__init__(Server(self._dialect, limits, users, tuple(vhosts), keep_published))
         for name, by_vhost in (permissions or {}).items():
             if name not in self._server.access.users:
                 raise ValueError(f"permissions are for {name!r}, who is not among the users")
-            given = {vhost: Permissions(*patterns) for vhost, patterns in by_vhost.items()}
-            self._server.access.users[name].permissions = given
+            if unknown := by_vhost.keys() - self._server.vhosts.keys():
+                raise ValueError(f"permissions of {name!r} are for {unknown}, which is not among the vhosts")
+            self._server.access.users[name].permissions = given_permissions(name, by_vhost)
         self._port = port
         self._tls_port = tls_port
         self._ssl_context = ssl_context
         self._in_thread = thread
         self._thread: threading.Thread | None = None
+        self._life = threading.Lock()
 
     def __repr__(self) -> str:
         state = f"127.0.0.1:{self._port}" if self.is_running else "stopped"
@@ -133,7 +157,12 @@ class Broker(Controls):
 
     @property
     def url(self) -> str:
-        """What to connect to, as the first of its users, to the first of its virtual hosts."""
+        """What to connect to, as the first of its users, to the first of its virtual hosts.
+
+        Raises:
+            RuntimeError: the port is chosen by the first start, and there was none.
+        """
+        self._refuse_unknown(self._port)
         return f"amqp://{self._login}@127.0.0.1:{self._port}/{self._path}"
 
     @property
@@ -141,11 +170,16 @@ class Broker(Controls):
         """The same by TLS.
 
         Raises:
-            RuntimeError: there was no ``ssl_context``.
+            RuntimeError: there was no ``ssl_context``, or no start yet.
         """
         if self._ssl_context is None:
             raise RuntimeError("the broker has no TLS: give it an ssl_context")
+        self._refuse_unknown(self._tls_port)
         return f"amqps://{self._login}@localhost:{self._tls_port}/{self._path}"
+
+    def _refuse_unknown(self, port: int) -> None:
+        if not port:
+            raise RuntimeError("the broker has no port before its first start: start it, or give it one")
 
     @property
     def _login(self) -> str:
@@ -169,7 +203,8 @@ class Broker(Controls):
         """
         if self._in_thread:
             return await asyncio.to_thread(self.start_thread)
-        await self._start()
+        async with self._turn():
+            await self._start()
         return self
 
     def start_thread(self) -> Self:
@@ -179,6 +214,30 @@ class Broker(Controls):
             RuntimeError: it runs already.
             OSError: the port is taken.
         """
+        with self._turn_of_thread():
+            self._start_thread()
+        return self
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncGenerator[None, None]:
+        """One start or stop at a time, and no loop that stands still for it."""
+        while not self._life.acquire(blocking=False):  # noqa: ASYNC110 (of another thread, perhaps)
+            await asyncio.sleep(0.005)
+        try:
+            yield
+        finally:
+            self._life.release()
+
+    @contextlib.contextmanager
+    def _turn_of_thread(self) -> Generator[None, None, None]:
+        if not self._life.acquire(timeout=_PATIENCE):
+            raise RuntimeError(f"{self!r} has been starting or stopping for {_PATIENCE:.0f} s, elsewhere")
+        try:
+            yield
+        finally:
+            self._life.release()
+
+    def _start_thread(self) -> None:
         self._refuse_two()
         ready: concurrent.futures.Future[None] = concurrent.futures.Future()
 
@@ -193,6 +252,7 @@ class Broker(Controls):
                 ready.set_result(None)
                 loop.run_forever()
             finally:
+                loop.run_until_complete(_end_accepting())
                 loop.run_until_complete(loop.shutdown_asyncgens())
                 loop.close()
 
@@ -204,7 +264,6 @@ class Broker(Controls):
             self._thread.join(_PATIENCE)
             self._thread = None
             raise
-        return self
 
     def _refuse_two(self) -> None:
         if self.is_running:
@@ -225,20 +284,39 @@ class Broker(Controls):
                 and the persistent messages in them. Otherwise it begins anew.
             abruptly: whether connections are reset without a word, as in a crash.
         """
-        if self._thread is not None:
-            await asyncio.to_thread(self.stop_thread, keep=keep, abruptly=abruptly)
-        elif self.is_running:
-            await self._stop(keep, abruptly)
+        if self._thread is None and self._loop in (None, asyncio.get_running_loop()):
+            async with self._turn():
+                if self._loop is asyncio.get_running_loop():
+                    await self._stop(keep, abruptly)
+                    return
+        await asyncio.to_thread(self.stop_thread, keep=keep, abruptly=abruptly)
 
     def stop_thread(self, *, keep: bool = False, abruptly: bool = False) -> None:
-        """As :meth:`stop`, of a broker in a thread of its own, without a loop to await it in."""
-        loop, thread = self._loop, self._thread
-        if loop is None or thread is None:
-            return
-        asyncio.run_coroutine_threadsafe(self._stop(keep, abruptly), loop).result(_PATIENCE)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(_PATIENCE)
-        self._thread = None
+        """As :meth:`stop`, without a loop to await it in.
+
+        Raises:
+            RuntimeError: the loop that the broker was started in is this thread's, or does not run.
+            TimeoutError: that loop did not come to it.
+        """
+        with self._turn_of_thread():
+            loop, thread = self._loop, self._thread
+            if loop is None:
+                return
+            if self._loop_thread == threading.get_ident() or not loop.is_running():
+                raise RuntimeError(
+                    f"{self!r} was started in a loop that waits for this call, or that does not run: "
+                    "await stop() in that loop, or give the broker a thread of its own (thread=True)"
+                )
+            stopping = asyncio.run_coroutine_threadsafe(self._stop(keep, abruptly), loop)
+            try:
+                stopping.result(_PATIENCE)
+            except TimeoutError:
+                stopping.cancel()
+                raise TimeoutError(f"the loop of {self!r} did not come to its stop in {_PATIENCE:.0f} s") from None
+            if thread is not None:
+                loop.call_soon_threadsafe(loop.stop)
+                thread.join(_PATIENCE)
+                self._thread = None
 
     async def _stop(self, keep: bool, abruptly: bool) -> None:
         farewell = Refusal(320, "broker forced connection closure with reason 'shutdown'", class_id=0, method_id=0)
@@ -257,3 +335,52 @@ class Broker(Controls):
 
     def __exit__(self, *exc_info: object) -> None:
         self.stop_thread()
+
+
+async def _end_accepting() -> None:
+    """End the tasks in which asyncio was accepting connections, and let their sockets be closed."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await asyncio.sleep(0)
+
+
+def _check_names(name: str, value: object) -> None:
+    """Raise TypeError unless *value* is a collection of strings, and not one string."""
+    if not isinstance(value, tuple | list):
+        raise TypeError(f"{name} must be a tuple of strings, as ({value!r},), not {value!r}")
+    for each in cast("tuple[object, ...]", value):
+        check_text(f"each of {name}", each)
+
+
+def _check_users(users: object) -> None:
+    if users is None:
+        return
+    if not isinstance(users, Mapping):
+        raise TypeError(f"users must be a mapping of names to passwords, as {{'guest': 'guest'}}, not {users!r}")
+    for name, password in cast("Mapping[object, object]", users).items():
+        check_text("a user's name", name)
+        check_text(f"the password of user {name!r}", password)
+
+
+def _check_context(context: object, mechanisms: tuple[str, ...]) -> None:
+    if context is None:
+        if set(mechanisms) == {"EXTERNAL"}:
+            raise ValueError("mechanisms has only EXTERNAL, which needs TLS: give the broker an ssl_context")
+        return
+    import ssl
+
+    if not isinstance(context, ssl.SSLContext):
+        raise TypeError(f"ssl_context must be a server's ssl.SSLContext, not {context!r}")
+
+
+def _check_numbers(*, port: int, tls_port: int, heartbeat: int, channel_max: int, keep_published: int) -> None:
+    for name, value, hint in (
+        ("port", port, " (0 chooses one)"),
+        ("tls_port", tls_port, " (0 chooses one)"),
+        ("heartbeat", heartbeat, " seconds (0 is none)"),
+        ("channel_max", channel_max, " (0 is no limit)"),
+    ):
+        check_count(name, value, 0, 65_535, hint)
+    check_count("keep_published", keep_published, 0)

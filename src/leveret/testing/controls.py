@@ -11,7 +11,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
-from leveret.testing.access import EVERYTHING, Permissions, User
+from leveret.checks import check_count, check_seconds
+from leveret.testing.access import EVERYTHING, Permissions, User, given_permissions
 from leveret.testing.refusals import NAMES, Refusal
 from leveret.testing.vhost import VirtualHost
 from leveret.testing.views import (
@@ -50,13 +51,24 @@ class Controls:
         done: concurrent.futures.Future[T] = concurrent.futures.Future()
 
         def run() -> None:
+            if not done.set_running_or_notify_cancel():
+                return
             try:
                 done.set_result(act())
             except BaseException as error:
                 done.set_exception(error)
 
         loop.call_soon_threadsafe(run)
-        return done.result(_PATIENCE)
+        try:
+            return done.result(_PATIENCE)
+        except TimeoutError:
+            if not done.cancel():
+                raise
+            what = act.__qualname__.split(".<locals>")[0].rpartition(".")[2]
+            raise TimeoutError(
+                f"{what}: the broker's loop did not come to it within {_PATIENCE:.0f} s; it is busy, or does not run "
+                "(thread=True gives the broker a loop of its own)"
+            ) from None
 
     # ----------------------------------------------------------------------------------------------- to look at
 
@@ -72,7 +84,12 @@ class Controls:
         return self.queues_of("/")
 
     def queues_of(self, vhost: str) -> Mapping[str, QueueView]:
-        """The queues of *vhost* by name; each look takes a new snapshot of the one that is looked at."""
+        """The queues of *vhost* by name; each look takes a new snapshot of the one that is looked at.
+
+        Raises:
+            ValueError: there is no such virtual host.
+        """
+        self._call(lambda: self._vhost(vhost))
         return Views(
             lambda: self._call(lambda: list(self._vhost(vhost).queues)),
             lambda name: self._call(lambda: QueueView.of(self._vhost(vhost).queues[name])),
@@ -84,7 +101,12 @@ class Controls:
         return self.exchanges_of("/")
 
     def exchanges_of(self, vhost: str) -> Mapping[str, ExchangeView]:
-        """The exchanges of *vhost* by name, with their bindings."""
+        """The exchanges of *vhost* by name, with their bindings.
+
+        Raises:
+            ValueError: there is no such virtual host.
+        """
+        self._call(lambda: self._vhost(vhost))
         return Views(
             lambda: self._call(lambda: list(self._vhost(vhost).exchanges)),
             lambda name: self._call(lambda: ExchangeView.of(self._vhost(vhost).exchanges[name])),
@@ -253,29 +275,43 @@ class Controls:
         """Refuse the next *method* of any client.
 
         Args:
-            method: AMQP's name, ``"queue.declare"``.
+            method: AMQP's name, ``"queue.declare"``; one that clients send.
             code: the reply code; it decides whether the channel or the connection is closed.
             text: what to say, behind the name of the code; ``None`` says that it was a test.
 
         Raises:
-            ValueError: no reply code.
+            ValueError: no method that a client sends, no reply code.
         """
         self._call(lambda: self._server.faults.add(method, code, text))
 
     def nack_next(self, count: int = 1) -> None:
         """Answer the next *count* confirmed publishes with ``basic.nack``; they are in their queues all the same."""
+        check_count("count", count, 0)
         self._call(lambda: setattr(self._server.faults, "nacks", count))
 
     def delay_confirms(self, seconds: float) -> None:
         """Have every confirm wait; 0 ends it, for later publishes."""
+        check_seconds("seconds", seconds)
         self._call(lambda: setattr(self._server.faults, "confirm_delay", seconds))
 
     def advance(self, seconds: float) -> None:
-        """Move the broker's clock: TTL, ``x-expires``, ack timeouts, delayed confirms that are due then happen now."""
-        self._call(lambda: self._server.clock.advance(seconds))
+        """Move the broker's clock: TTL, ``x-expires``, ack timeouts, delayed confirms that are due then happen now.
+
+        Acks that are overdue are looked for once, at the end.
+
+        Raises:
+            ValueError: the seconds are negative, NaN, or more than a hundred years.
+        """
+        self._call(lambda: self._server.advance(seconds))
 
     def set_consumer_timeout(self, seconds: float | None, *, tick: float = 60.0) -> None:
-        """Change how long a delivery may wait for its ack, and how often that is looked at, in seconds."""
+        """Change how long a delivery may wait for its ack, and how often that is looked at, in seconds.
+
+        Args:
+            seconds: how long; ``None`` is for ever.
+            tick: how often.
+        """
+        check_consumer_timeout("seconds", seconds, "tick", tick)
         self._call(lambda: self._server.set_consumer_timeout(seconds, tick))
 
     def on_bytes(self, tap: Callable[[ConnectionView | None, str, bytes], bytes | None] | None) -> None:
@@ -335,7 +371,7 @@ class Controls:
         *,
         permissions: Mapping[str, Permissions | tuple[str, str, str]] | None = None,
     ) -> None:
-        """Add a user, or change the password of one.
+        """Add a user, or change the password of one that there is.
 
         Args:
             name: the user's name.
@@ -343,27 +379,43 @@ class Controls:
             permissions: by virtual host; ``None`` is everything on all of them, or what the user has.
         """
 
+        check_text("name", name)
+        check_text("password", password)
+        given = None if permissions is None else given_permissions(name, permissions)
+
         def add() -> None:
+            for vhost in given or ():
+                self._vhost(vhost)
             user = self._server.access.users.setdefault(
                 name, User(name, password, dict.fromkeys(self._server.vhosts, EVERYTHING))
             )
             user.password = password
-            if permissions is not None:
-                user.permissions = {vhost: Permissions(*patterns) for vhost, patterns in permissions.items()}
+            if given is not None:
+                user.permissions = given
 
         self._call(add)
 
     def delete_user(self, name: str) -> None:
-        """Delete a user; connections stay. One who is not there is no error."""
-        self._call(lambda: self._server.access.users.pop(name, None))
+        """Delete a user; connections stay.
+
+        Raises:
+            ValueError: there is no such user.
+        """
+        self._call(lambda: self._server.access.users.pop(self._user(name).name))
 
     def set_permissions(
         self, user: str, configure: str = ".*", write: str = ".*", read: str = ".*", *, vhost: str = "/"
     ) -> None:
-        """Say what *user* may do; regular expressions, ``""`` for nothing."""
+        """Say what *user* may do; regular expressions, ``""`` for nothing.
+
+        Raises:
+            ValueError: there is no such user or virtual host, or that is no regular expression.
+        """
+        given = given_permissions(user, {vhost: Permissions(configure, write, read)})
 
         def change() -> None:
-            self._user(user).permissions[vhost] = Permissions(configure, write, read)
+            self._vhost(vhost)
+            self._user(user).permissions.update(given)
             for session in self._server.sessions:
                 for channel in session.channels.values():
                     channel.publisher.forget_permissions()
@@ -371,11 +423,14 @@ class Controls:
         self._call(change)
 
     def set_limits(self, user: str, *, channels: int | None = None, connections: int | None = None) -> None:
-        """Say how many channels and connections *user* may have; ``None`` is any number."""
+        """Say how many channels and connections *user* may have; ``None``, or less than 0, is any number."""
+        for what, limit in (("channels", channels), ("connections", connections)):
+            if limit is not None:
+                check_count(what, max(limit, 0) if isinstance(limit, int) else limit, 0)
 
         def change() -> None:
-            self._user(user).max_channels = channels
-            self._user(user).max_connections = connections
+            self._user(user).max_channels = None if channels is None or channels < 0 else channels
+            self._user(user).max_connections = None if connections is None or connections < 0 else connections
 
         self._call(change)
 
@@ -415,6 +470,19 @@ class Controls:
                 user.permissions.pop(name, None)
 
         self._call(delete)
+
+
+def check_text(name: str, value: object) -> None:
+    """Raise TypeError unless *value*, the argument *name*, is a string."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, not {value!r}")
+
+
+def check_consumer_timeout(name: str, seconds: object, tick_name: str, tick: object) -> None:
+    """Raise unless both are seconds; None is for ever, and a tick of 0 would leave no time for anything else."""
+    if seconds is not None:
+        check_seconds(name, seconds, hint=", or None for ever")
+    check_seconds(tick_name, tick, zero=False)
 
 
 def _code(code: int) -> int:

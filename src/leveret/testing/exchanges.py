@@ -53,7 +53,12 @@ Identity: TypeAlias = "tuple[str, Target, str, bytes]"
 def binding(source: str, target: Target, key: str, arguments: Mapping[str, FieldValue] | None) -> Binding:
     """A binding of values; two are the same when all of them are."""
     arguments = arguments or {}
-    return Binding(source, target, key, arguments, encode_table(dict(sorted(arguments.items()))))
+    ordered = dict(sorted(arguments.items()))
+    try:
+        canonical = encode_table(ordered)
+    except ValueError:  # decoded from what no table is made of, as a timestamp beyond all dates
+        canonical = repr(ordered).encode("utf-8", "surrogateescape")
+    return Binding(source, target, key, arguments, canonical)
 
 
 class Exchange:

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 from leveret.testing.refusals import NAMES, Refusal
+
+METHODS: Final = frozenset(
+    (
+        *("connection.start-ok", "connection.tune-ok", "connection.open", "connection.close"),
+        *("connection.update-secret", "channel.open", "channel.close", "channel.flow", "channel.flow-ok"),
+        *("exchange.declare", "exchange.delete", "exchange.bind", "exchange.unbind"),
+        *("queue.declare", "queue.delete", "queue.purge", "queue.bind", "queue.unbind"),
+        *("basic.qos", "basic.consume", "basic.cancel", "basic.cancel-ok", "basic.get", "basic.publish"),
+        *("basic.ack", "basic.nack", "basic.reject", "basic.recover", "basic.recover-async"),
+        *("confirm.select", "tx.select", "tx.commit", "tx.rollback"),
+    )
+)
+"""What a client may send, and a test may have refused."""
 
 
 def plain(method: str) -> str:
     """A method's name as it is looked up: ``queue.declare``."""
     return method.lower().replace("-", "").replace("_", "")
+
+
+_PLAIN: Final = frozenset(map(plain, METHODS))
 
 
 class Faults:
@@ -29,8 +46,11 @@ class Faults:
         """Refuse the next *method* with *code*.
 
         Raises:
-            ValueError: no reply code.
+            ValueError: no method that a client sends, no reply code.
         """
+        if plain(method) not in _PLAIN:
+            known = ", ".join(sorted(METHODS))
+            raise ValueError(f"method must be one that a client sends ({known}), not {method!r}")
         if code not in NAMES:
             raise ValueError(f"code must be an AMQP reply code ({', '.join(map(str, NAMES))}), not {code}")
         refusal = Refusal(code, text or f"refused by fail_next({method!r}, {code})")

@@ -84,17 +84,24 @@ def on_start_ok(session: Session, method: Connection.StartOk) -> None:
     )
 
 
+def _is_agreed(wanted: int, offered: int, least: int) -> bool:
+    """Whether a client may want that; 0 is no limit, which it may want where none is offered."""
+    if wanted == 0:
+        return offered == 0
+    return least <= wanted and (offered == 0 or wanted <= offered)
+
+
 def on_tune_ok(session: Session, method: Connection.TuneOk) -> None:
     """How large, how many, how often."""
     server = session.server
     if not (
-        server.dialect.min_frame_max <= method.frame_max <= server.frame_max
-        and 0 < method.channel_max <= server.channel_max
+        _is_agreed(method.frame_max, server.frame_max, server.dialect.min_frame_max)
+        and _is_agreed(method.channel_max, server.channel_max, 1)
     ):
         session.abort()
         return
-    session.frame_max = method.frame_max
-    session.channel_max = method.channel_max
+    session.frame_max = method.frame_max or server.largest_frame
+    session.channel_max = method.channel_max or 65_535
     session.heartbeat = method.heartbeat
     session.tuned()
     session.stage = "open"

@@ -98,7 +98,8 @@ class Stored:
         """The seconds of its ``expiration``, ``None`` without one."""
         if not self.flags & HAS_EXPIRATION:
             return None
-        return int(self.decoded().expiration) / 1000
+        expiration = self.decoded().expiration  # malformed properties have the flag, and nothing behind it
+        return None if expiration is None else int(expiration) / 1000
 
     def changed(self, **properties: Any) -> Stored:
         """The same message with other properties."""

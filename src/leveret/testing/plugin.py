@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from _leveret_pytest import LEFTOVERS
+from _leveret_pytest import CALL, LEFTOVERS
 from leveret.robust import connect_robust
 from leveret.testing.broker import Broker
 
@@ -219,7 +219,6 @@ class Watch:
         if self.verdict not in LEFTOVERS:
             known = ", ".join(LEFTOVERS)
             pytest.fail(f"leftovers of @pytest.mark.amqp is one of {known}, not {self.verdict!r}", pytrace=False)
-        self._failed = self.request.session.testsfailed
 
     def _end_faults(self) -> None:
         """Answer again, whatever the test did: clients want to close their connections."""
@@ -262,10 +261,15 @@ class Watch:
         self.unacked |= self._count_unacked()
 
     def report(self) -> None:
-        """Fail the test or warn; not where it has failed already, because that is why things are left."""
+        """Fail the test or warn, if it passed.
+
+        One that failed left things because it did, one that was skipped has its reason, one that is to fail has told
+        enough, and where pytest was interrupted, there is no report: fixtures end where a failure is a traceback.
+        """
         lines = [f"unacked messages in queue {queue!r}: {count}" for queue, count in self.unacked.items()]
         lines += [f"open connection: {each}" for each in self.connections]
-        if not lines or self.request.session.testsfailed > self._failed:
+        call = self.request.node.stash.get(CALL, None)
+        if not lines or call is None or not call.passed or hasattr(call, "wasxfail"):
             return
         text = f"{self.request.node.name} left behind: {'; '.join(lines)}"
         if self.verdict == "warn":

@@ -122,7 +122,10 @@ class Publisher:
 
     def _on_body(self, payload: bytes) -> None:
         self._have += len(payload)
-        if self._have < self._size:
+        if self._size > self._server.max_message_size and self._have <= self._size:
+            if self._have == self._size:  # only counted so far: it is refused where it ends, as by RabbitMQ
+                self._refuse_size(self._size)
+        elif self._have < self._size:
             self._body.append(payload)
         elif self._have > self._size:
             if self._server.dialect.checks_body_size:
@@ -138,19 +141,14 @@ class Publisher:
         assert content is not None
         self.drop_content()
         message = Stored(content.route, properties, body)
-        server = self._server
-        if len(body) > server.max_message_size:
-            raise _of_publish(
-                406, f"message size {len(body)} is larger than configured max size {server.max_message_size}"
-            )
         flags = message.flags
         if flags:
-            user, user_first = self._channel.session.user, server.dialect.checks_user_first
+            user, user_first = self._channel.session.user, self._server.dialect.checks_user_first
             try:
                 if user_first:
                     check_user(message, user.name, may_impersonate=user.impersonates)
-                if flags & HAS_EXPIRATION:
-                    check_expiration(str(message.decoded().expiration))
+                if flags & HAS_EXPIRATION and (expiration := message.decoded().expiration) is not None:
+                    check_expiration(expiration)
                 if flags & HAS_HEADERS and b"CC" in properties:
                     message = self._with_copies(message)
                 if flags & HAS_REPLY_TO and REPLY_TO.encode() in properties:
@@ -160,12 +158,17 @@ class Publisher:
             except Refusal as refusal:
                 refusal.class_id, refusal.method_id = 60, 40
                 raise
-        at_once = not server.dialect.holds_replies and self._channel.vhost.is_reply(content.exchange, message)
+        at_once = not self._server.dialect.holds_replies and self._channel.vhost.is_reply(content.exchange, message)
         if self._channel.mode == "tx" and not at_once:
             queues = self._channel.vhost.route(content.exchange, message)
             self._tx.append((content.exchange, message, content.mandatory, queues))
             return
         self._route(content.exchange, message, content.mandatory)
+
+    def _refuse_size(self, size: int) -> None:
+        self.drop_content()
+        most = self._server.max_message_size
+        raise _of_publish(406, f"message size {size} is larger than configured max size {most}")
 
     def drop_content(self) -> None:
         """Forget what was gathered of a publish."""

@@ -19,6 +19,7 @@ from leveret.testing.messages import Stored
 from leveret.testing.refusals import Refusal
 from leveret.testing.session import Session
 from leveret.testing.vhost import VirtualHost
+from leveret.wire.codec import FRAME_OVERHEAD
 
 if TYPE_CHECKING:
     import ssl
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 _REMEMBERED = 16 << 20
 """Bytes of bodies that `Recent` keeps."""
+_FRAME_MAX = 131_072
+_HANDSHAKE_TIMEOUT = 10.0
+"""Seconds for the TLS handshake."""
 
 Tap = Callable[[Session, Literal["in", "out"], bytes], "bytes | None"]
 """Sees all bytes of a connection, and may give others in their place."""
@@ -104,32 +108,50 @@ class Server:
         self._poke: asyncio.TimerHandle | None = None
         self._next_tick: Timer | None = None
 
+    @property
+    def largest_frame(self) -> int:
+        """The limit of frames; where there is none (0), the largest message still has one."""
+        return self.frame_max or max(_FRAME_MAX, self.max_message_size + FRAME_OVERHEAD)
+
     # ----------------------------------------------------------------------------------------------------- life
 
     async def listen(self, port: int, tls_port: int | None, context: ssl.SSLContext | None) -> tuple[int, int | None]:
         """Serve clients on loopback; the ports, chosen where they were 0."""
         self.loop = asyncio.get_running_loop()
         self.clock.on_earlier = self._arm
-        found = [await self._listen(port, None)]
-        if context is not None:
-            found.append(await self._listen(tls_port or 0, context))
+        try:
+            found = [await self._listen(port, None)]
+            if context is not None:
+                found.append(await self._listen(tls_port or 0, context))
+        except BaseException:
+            self._close_listeners()
+            raise
         self._arm()
         self._tick()
         return found[0], found[1] if len(found) > 1 else None
 
     async def _listen(self, port: int, context: ssl.SSLContext | None) -> int:
         listener = await self.loop.create_server(
-            lambda: Session(self), "127.0.0.1", port, ssl=context, backlog=1024, family=socket.AF_INET
+            lambda: Session(self),
+            "127.0.0.1",
+            port,
+            ssl=context,
+            ssl_handshake_timeout=None if context is None else _HANDSHAKE_TIMEOUT,
+            backlog=1024,
+            family=socket.AF_INET,
         )
         self._listeners.append(listener)
         found: int = listener.sockets[0].getsockname()[1]
         return found
 
-    async def shut(self, farewell: Refusal | None) -> None:
-        """End all: with words for every client first, when there are some."""
+    def _close_listeners(self) -> None:
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
+
+    async def shut(self, farewell: Refusal | None) -> None:
+        """End all: with words for every client first, when there are some."""
+        self._close_listeners()
         if farewell is not None and not self.is_paused:
             for session in tuple(self.sessions):
                 session.close(farewell)
@@ -155,6 +177,11 @@ class Server:
                 vhost.end()
                 self.vhosts[name] = VirtualHost(name, self.clock, self.dialect)
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether clients are welcome."""
+        return bool(self._listeners)
+
     def drop(self, sessions: Iterable[Session]) -> None:
         """Reset connections."""
         for session in sessions:
@@ -173,8 +200,10 @@ class Server:
     def _run_due(self) -> None:
         self._poke = None
         if not self.is_paused:
-            self.clock.run_due()
-            self._arm()
+            try:
+                self.clock.run_due()
+            finally:
+                self._arm()
 
     def _tick(self) -> None:
         """Look for acks that are overdue; https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout"""
@@ -184,6 +213,23 @@ class Server:
                 for channel in tuple(session.channels.values()):
                     self._check_overdue(channel, deadline)
         self._next_tick = self.clock.call_later(self.tick, self._tick)
+
+    def advance(self, seconds: float) -> None:
+        """Move the time forward; of the ticks on the way only one happens, at the end: years have too many."""
+        tick, self._next_tick = self._next_tick, None
+        if tick is None:
+            self.clock.advance(seconds)
+            return
+        due = tick.when
+        tick.cancel()
+        try:
+            self.clock.advance(seconds)
+        finally:
+            if due <= self.clock.now():
+                self._tick()
+                self.clock.run_due()  # what came back may have expired meanwhile
+            else:
+                self._next_tick = self.clock.call_at(due, self._tick)
 
     def set_consumer_timeout(self, seconds: float | None, tick: float) -> None:
         """Look every *tick* for acks that *seconds* have not brought."""

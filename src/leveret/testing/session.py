@@ -7,6 +7,7 @@ client are gathered and written once for all that one read brought.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import struct
 from collections import deque
@@ -31,10 +32,13 @@ if TYPE_CHECKING:
     from leveret.testing.server import Server
     from leveret.testing.vhost import VirtualHost
 
+_log = logging.getLogger("leveret.testing")
 _HEADERS = (b"AMQP\x00\x00\x09\x01", b"AMQP\x01\x01\x00\x09", b"AMQP\x01\x01\x08\x00")
 _FLUSH_AT = 65_536
 _CLOSE_TIMEOUT = 10.0
 """Seconds that a client has to answer connection.close."""
+_HANDSHAKE_TIMEOUT = 10.0
+"""Seconds that a client has until its connection is open, as RabbitMQ's ``handshake_timeout``."""
 
 
 class Session(asyncio.Protocol):
@@ -68,11 +72,14 @@ class Session(asyncio.Protocol):
         self._out_size = 0
         self._is_flush_due = False
         self._confirming: list[Channel] = []
-        self._held: deque[tuple[int, int, bytes]] | None = None
+        self._held: deque[tuple[int, int, bytes]] | None = None  # frames that wait, while there is a reason to wait
+        self._is_blocked = False
+        self._is_going_on = False
         self._told_blocked = False
         self._heard = self._said = 0.0
         self._beat: asyncio.TimerHandle | None = None
         self._farewell: asyncio.TimerHandle | None = None
+        self._handshake: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         return f"<Session {self.name or self.peer[1]} {self.stage}>"
@@ -96,25 +103,43 @@ class Session(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client is here."""
         self._transport = cast("asyncio.Transport", transport)
+        if not self.server.is_listening:  # stopped while asyncio was accepting
+            self.abort()
+            return
         self.peer = transport.get_extra_info("peername") or ("", 0)
         sock = transport.get_extra_info("socket")
         if sock is not None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.server.sessions[self] = None
+        self._handshake = self.server.loop.call_later(_HANDSHAKE_TIMEOUT, self._end_handshake)
         if self.server.is_paused:
             self._transport.pause_reading()
+
+    def _end_handshake(self) -> None:
+        if self.stage not in {"header", "start", "tune", "open"}:
+            return
+        if self.server.is_paused:  # nobody can get on
+            self._handshake = self.server.loop.call_later(_HANDSHAKE_TIMEOUT, self._end_handshake)
+        else:
+            self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""
         self._end()
 
     def pause_writing(self) -> None:
-        """The client does not read: its consumers get nothing for a while."""
+        """The client does not read: its consumers get nothing for a while, and it is not read either.
+
+        Otherwise whatever it asks for would be kept in memory: messages that it gets, returns.
+        """
         self.can_write = False
+        if self.stage == "running":
+            self._hold()
 
     def resume_writing(self) -> None:
         """It reads again."""
         self.can_write = True
+        self._go_on()
         for channel in tuple(self.channels.values()):
             channel.dispatch()
 
@@ -129,7 +154,7 @@ class Session(asyncio.Protocol):
             self._decoder.feed(data)
         except ProtocolError as error:
             self._decoder.stop()
-            self.close(frames.frame_error(error, self.frame_max))
+            self.close(frames.frame_error(error, self.frame_max or self.server.largest_frame))
         self.flush()
 
     def send(self, data: bytes) -> None:
@@ -193,7 +218,8 @@ class Session(asyncio.Protocol):
         self.stage = "closed"
         self._decoder.stop()
         self._out.clear()
-        for timer in (self._beat, self._farewell):
+        self._held = None
+        for timer in (self._beat, self._farewell, self._handshake):
             if timer is not None:
                 timer.cancel()
         self.server.sessions.pop(self, None)
@@ -217,34 +243,57 @@ class Session(asyncio.Protocol):
 
     def thaw(self) -> None:
         """Undo :meth:`freeze`."""
-        if self._transport is not None and not self._transport.is_closing() and self._held is None:
-            self._transport.resume_reading()
+        self._go_on()
+        self._read_on()
         self.flush()
+
+    def _read_on(self) -> None:
+        if (
+            self._held is None
+            and self._transport is not None
+            and not self._transport.is_closing()
+            and not self.server.is_paused
+        ):
+            self._transport.resume_reading()
+
+    def _hold(self) -> None:
+        """Handle no frame for a while, and read no more of them."""
+        if self._held is None:
+            self._held = deque()
+            if self._transport is not None and not self._transport.is_closing():
+                self._transport.pause_reading()
+
+    def _go_on(self) -> None:
+        """Handle what was held, as far as nothing holds it again."""
+        if self._is_going_on or self.server.is_paused:
+            return
+        self._is_going_on = True
+        try:
+            while self._held and not self._is_blocked and self.can_write:
+                self._handle(*self._held.popleft())
+        finally:
+            self._is_going_on = False
+        if not self._is_blocked and self.can_write:
+            self._held = None
+            self._read_on()
 
     def _block(self, reason: str) -> None:
         # RabbitMQ stops reading a connection that publishes, and it alone: everything behind that publish waits.
-        assert self._transport is not None
-        self._held = deque()
-        self._transport.pause_reading()
+        self._is_blocked = True
+        self._hold()
         if self.understands("connection.blocked"):
             self._told_blocked = True
             self.send_method(0, make(Connection.Blocked, reason=reason))
 
     def unblock(self) -> None:
         """The alarm is over: go on where the session was stopped."""
-        held, self._held = self._held, None
-        if held is None:
+        if not self._is_blocked:
             return
+        self._is_blocked = False
         if self._told_blocked:
             self._told_blocked = False
             self.send_method(0, make(Connection.Unblocked))
-        while held and self.stage != "closed":
-            self._on_frame(*held.popleft())
-            if self._held is not None:  # blocked again
-                cast("deque[tuple[int, int, bytes]]", self._held).extend(held)
-                return
-        if self._transport is not None and not self._transport.is_closing() and not self.server.is_paused:
-            self._transport.resume_reading()
+        self._go_on()
 
     # ------------------------------------------------------------------------------------------------ heartbeats
 
@@ -283,7 +332,7 @@ class Session(asyncio.Protocol):
 
     def tuned(self) -> None:
         """The limits are agreed on: frames may be larger now, and heartbeats begin."""
-        self._decoder.limit(self.server.frame_max)
+        self._decoder.limit(self.server.largest_frame)
         if self.heartbeat:
             self._said = self.server.loop.time()
             self._beat = self.server.loop.call_later(self.heartbeat / 2, self._keep_beating)
@@ -291,7 +340,10 @@ class Session(asyncio.Protocol):
     def _on_frame(self, kind: int, number: int, payload: bytes) -> None:
         if self._held is not None and self.stage == "running":
             self._held.append((kind, number, payload))
-            return
+        else:
+            self._handle(kind, number, payload)
+
+    def _handle(self, kind: int, number: int, payload: bytes) -> None:
         try:
             if number and self.stage == "running":
                 channel = self.channels.get(number)
@@ -301,7 +353,8 @@ class Session(asyncio.Protocol):
                     self._on_farewell(channel, kind, payload)
                 elif self.server.alarms and kind == METHOD and payload[:4] == frames.PUBLISH:
                     self._block(self.server.alarm_reason)
-                    self._on_frame(kind, number, payload)
+                    if self._held is not None:
+                        self._held.appendleft((kind, number, payload))
                 else:
                     channel.on_frame(kind, payload)
             elif kind == METHOD:
@@ -315,6 +368,9 @@ class Session(asyncio.Protocol):
                 self.abort()
                 return
             self._refuse(number, Refusal(501, f"cannot decode {octets(payload[4:])}"), payload)
+        except Exception as error:
+            _log.exception("%r sent a frame that the broker stumbles over: please report it", self)
+            self.close(Refusal(541, f"{type(error).__name__}: {error}", class_id=0, method_id=0))
 
     def _refuse(self, number: int, refusal: Refusal, payload: bytes) -> None:
         class_id, method_id = refusal.class_id, refusal.method_id
@@ -333,10 +389,9 @@ class Session(asyncio.Protocol):
         self.flush()
         self.stage = "closing"
         self._release()
-        if self._held is not None:
-            self._held = None
-            if self._transport is not None and not self.server.is_paused:
-                self._transport.resume_reading()
+        self._is_blocked = False
+        self._held = None
+        self._read_on()
         self.send_method(
             0,
             make(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import secrets
+from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -48,6 +49,7 @@ class VirtualHost:
         self.queues: dict[str, Queue] = {}
         self.replies: dict[str, ReplyTaker] = {}
         self._leading_to: dict[Target, dict[Identity, Binding]] = {}
+        self._dead: deque[tuple[Queue, Stored, Reason]] | None = None
         for each, kind in PREDECLARED.items():
             self.exchanges[each] = Exchange(each, kind, internal=each == "amq.rabbitmq.trace")
 
@@ -325,6 +327,17 @@ class VirtualHost:
 
     def dead_letter(self, queue: Queue, message: Stored, reason: Reason) -> None:
         """Publish what left *queue* to its dead letter exchange, if it has one."""
+        if self._dead is not None:  # of a queue that takes a dead letter: a long chain must not become a deep stack
+            self._dead.append((queue, message, reason))
+            return
+        self._dead = deque([(queue, message, reason)])
+        try:
+            while self._dead:
+                self._dead_letter(*self._dead.popleft())
+        finally:
+            self._dead = None
+
+    def _dead_letter(self, queue: Queue, message: Stored, reason: Reason) -> None:
         target = queue.arguments.get("x-dead-letter-exchange")
         exchange = self.exchanges.get(target) if isinstance(target, str) else None
         if exchange is None:
