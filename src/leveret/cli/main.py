@@ -11,7 +11,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import TextIO
+from typing import TextIO, cast
 
 from leveret._version import __version__
 from leveret.cli import bench, broker, check, consume, demo, publish
@@ -96,6 +96,12 @@ def _main(args: argparse.Namespace) -> int:
             return FAILED
 
 
+def _first(error: Exception) -> Exception:
+    while isinstance(error, ExceptionGroup):
+        error = cast("ExceptionGroup[Exception]", error).exceptions[0]
+    return error
+
+
 async def _run(args: argparse.Namespace) -> int:
     """Run the command; SIGTERM ends it as Ctrl-C does."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -112,10 +118,7 @@ async def _run(args: argparse.Namespace) -> int:
     try:
         code: int = await args.run(args)
     except ExceptionGroup as group:  # of a TaskGroup: what ended it
-        error: Exception = group
-        while isinstance(error, ExceptionGroup):
-            error = error.exceptions[0]
-        raise error from group
+        raise _first(group) from group
     except asyncio.CancelledError:
         if terminated:
             return _TERMINATED
