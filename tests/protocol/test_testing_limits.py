@@ -163,7 +163,7 @@ def test_a_tls_port_that_is_taken_frees_the_other_one() -> None:
 
 
 def test_a_call_that_waits_too_long_says_for_what(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leveret.testing.controls._PATIENCE", 0.01)
+    monkeypatch.setattr("leveret.testing.controls.PATIENCE", 0.01)
     loop = asyncio.new_event_loop()
     broker = loop.run_until_complete(Broker().start())
     with (

@@ -6,6 +6,7 @@ import argparse
 import datetime
 import io
 import json
+import logging
 import math
 import os
 import random
@@ -26,7 +27,7 @@ from leveret.cli.main import main, make_parser
 from leveret.cli.measure import Latencies, Pace, milliseconds, per_second
 from leveret.cli.options import DEFAULT_URL, counted, delimiter, hide_passwords, name_and_value, rate, seconds, whole
 from leveret.cli.publish import make_message
-from leveret.cli.terminal import Live, say
+from leveret.cli.terminal import Live, LogToStderr, say
 from leveret.message import IncomingMessage
 from leveret.wire.codec import Properties, encode_properties
 
@@ -632,3 +633,16 @@ def test_an_expiration_that_no_broker_takes_is_told_before_connecting() -> None:
     assert done.stderr == (
         "error: expiration must not be over 315,360,000 seconds, which is RabbitMQ's limit: 1000000000000.0.\n"
     )
+
+
+@pytest.mark.parametrize("debug", [True, False])
+def test_debug_shows_the_traceback_of_what_is_logged(debug: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    with LogToStderr(debug=debug):
+        try:
+            raise LookupError("at amqp://u:secret@host/")
+        except LookupError:
+            logging.getLogger("leveret.x").warning("it failed", exc_info=True)
+    shown = capsys.readouterr().err
+    assert "it failed" in shown
+    assert ("Traceback" in shown) is debug
+    assert "secret" not in shown

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import sys
+import traceback
 from types import TracebackType
 from typing import TextIO
 
@@ -99,6 +100,8 @@ class LogToStderr(logging.Handler):
         """Print it."""
         name = f" {record.name}" if self._debug else ""
         say(f"{record.levelname.lower()}{name}: {record.getMessage()}")
+        if self._debug and record.exc_info:
+            say("".join(traceback.format_exception(*record.exc_info)).rstrip())
 
     def __enter__(self) -> LogToStderr:
         self._before = _log.level

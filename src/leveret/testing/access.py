@@ -43,7 +43,7 @@ class User:
     """
 
     name: str
-    password: str | None
+    password: str | None = field(repr=False)
     permissions: dict[str, Permissions] = field(default_factory=dict[str, Permissions])
     impersonates: bool = False
     max_channels: int | None = None

@@ -23,7 +23,7 @@ from urllib.parse import quote
 
 from leveret.checks import check_count
 from leveret.testing.access import MECHANISMS, Permissions, User, given_permissions
-from leveret.testing.controls import Controls, check_consumer_timeout, check_text
+from leveret.testing.controls import PATIENCE, Controls, check_consumer_timeout, check_text
 from leveret.testing.dialect import dialect
 from leveret.testing.refusals import Refusal
 from leveret.testing.server import Limits, Server
@@ -31,10 +31,6 @@ from leveret.testing.server import Limits, Server
 if TYPE_CHECKING:
     import ssl
     from typing import Self
-
-
-_PATIENCE = 30.0
-"""Seconds that a call from another thread may take."""
 
 
 class Broker(Controls):
@@ -230,8 +226,8 @@ class Broker(Controls):
 
     @contextlib.contextmanager
     def _turn_of_thread(self) -> Generator[None, None, None]:
-        if not self._life.acquire(timeout=_PATIENCE):
-            raise RuntimeError(f"{self!r} has been starting or stopping for {_PATIENCE:.0f} s, elsewhere")
+        if not self._life.acquire(timeout=PATIENCE):
+            raise RuntimeError(f"{self!r} has been starting or stopping for {PATIENCE:.0f} s, elsewhere")
         try:
             yield
         finally:
@@ -261,7 +257,7 @@ class Broker(Controls):
         try:
             ready.result()
         except BaseException:
-            self._thread.join(_PATIENCE)
+            self._thread.join(PATIENCE)
             self._thread = None
             raise
 
@@ -309,13 +305,13 @@ class Broker(Controls):
                 )
             stopping = asyncio.run_coroutine_threadsafe(self._stop(keep, abruptly), loop)
             try:
-                stopping.result(_PATIENCE)
+                stopping.result(PATIENCE)
             except TimeoutError:
                 stopping.cancel()
-                raise TimeoutError(f"the loop of {self!r} did not come to its stop in {_PATIENCE:.0f} s") from None
+                raise TimeoutError(f"the loop of {self!r} did not come to its stop in {PATIENCE:.0f} s") from None
             if thread is not None:
                 loop.call_soon_threadsafe(loop.stop)
-                thread.join(_PATIENCE)
+                thread.join(PATIENCE)
                 self._thread = None
 
     async def _stop(self, keep: bool, abruptly: bool) -> None:

@@ -344,7 +344,7 @@ class Channel:
         requeue(sorted(found, key=lambda each: _place(each, by_name)), failed=True)
         for queue in queues:
             if queue.auto_delete and not queue.consumers:
-                self.vhost.remove_queue(queue)
+                self.vhost.delete_queue(queue)
             else:
                 queue.touch()
                 queue.dispatch()

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_PATIENCE = 30.0
+PATIENCE = 30.0
 """Seconds that a call from another thread may take."""
 
 
@@ -60,13 +60,13 @@ class Controls:
 
         loop.call_soon_threadsafe(run)
         try:
-            return done.result(_PATIENCE)
+            return done.result(PATIENCE)
         except TimeoutError:
             if not done.cancel():
                 raise
             what = act.__qualname__.split(".<locals>")[0].rpartition(".")[2]
             raise TimeoutError(
-                f"{what}: the broker's loop did not come to it within {_PATIENCE:.0f} s; it is busy, or does not run "
+                f"{what}: the broker's loop did not come to it within {PATIENCE:.0f} s; it is busy, or does not run "
                 "(thread=True gives the broker a loop of its own)"
             ) from None
 

@@ -33,7 +33,7 @@ class Keeper(Protocol):
         """Publish what left *queue* to where its arguments say."""
         ...
 
-    def remove_queue(self, queue: Queue) -> None:
+    def delete_queue(self, queue: Queue) -> object:
         """Delete *queue*, which is not wanted any more."""
         ...
 
@@ -244,7 +244,7 @@ class Queue:
         self.consumers.remove(consumer)
         self.touch()
         if self.auto_delete and not self.consumers:
-            self._keeper.remove_queue(self)
+            self._keeper.delete_queue(self)
         else:
             self.dispatch()  # to the next single active consumer
 
@@ -256,7 +256,7 @@ class Queue:
             self._unused.cancel()
             self._unused = None
         if self._expires is not None and not self.consumers and not self.is_deleted:
-            self._unused = self._clock.call_later(self._expires, lambda: self._keeper.remove_queue(self))
+            self._unused = self._clock.call_later(self._expires, lambda: self._keeper.delete_queue(self))
 
     def _expire(self) -> None:
         """Drop what has expired at the head, and be called again when the next one does."""

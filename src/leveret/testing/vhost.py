@@ -238,10 +238,6 @@ class VirtualHost:
                 "the original declaration.",
             )
 
-    def remove_queue(self, queue: Queue) -> None:
-        """Delete *queue* with its bindings; consumers are told."""
-        self.delete_queue(queue)
-
     def delete_queue(self, queue: Queue) -> int:
         """Delete *queue*; how many messages waited in it."""
         if self.queues.get(queue.name) is not queue:
