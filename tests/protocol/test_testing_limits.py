@@ -276,6 +276,7 @@ def test_a_client_that_does_not_read_is_not_taken_for_dead(broker: Broker, monke
         assert client.open(heartbeat=1) == "0 Connection.OpenOk"
         session = only_session(broker)
         broker._call(session.pause_writing)
+        broker._call(session._hold)
         broker._call(lambda: setattr(session, "_heard", session._heard - 10))
         broker._call(session._keep_beating)
         assert broker.connections

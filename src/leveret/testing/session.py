@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("leveret.testing")
 _HEADERS = (b"AMQP\x00\x00\x09\x01", b"AMQP\x01\x01\x00\x09", b"AMQP\x01\x01\x08\x00")
 _FLUSH_AT = 65_536
+_UNREAD = 1_000_000
+"""Bytes that a client may leave unread before it is not read either. RabbitMQ goes on for longer."""
 _CLOSE_TIMEOUT = 10.0
 """Seconds that a client has to answer connection.close."""
 _HANDSHAKE_TIMEOUT = 10.0
@@ -128,13 +130,8 @@ class Session(asyncio.Protocol):
         self._end()
 
     def pause_writing(self) -> None:
-        """The client does not read: its consumers get nothing for a while, and it is not read either.
-
-        Otherwise whatever it asks for would be kept in memory: messages that it gets, returns.
-        """
+        """The client does not read: its consumers get nothing for a while."""
         self.can_write = False
-        if self.stage == "running":
-            self._hold()
 
     def resume_writing(self) -> None:
         """It reads again."""
@@ -201,6 +198,8 @@ class Session(asyncio.Protocol):
         if self.server.tap is not None:
             data = self.server.tapped(self, "out", data)
         self._transport.write(data)
+        if not self.can_write and self.stage == "running" and self._transport.get_write_buffer_size() > _UNREAD:
+            self._hold()  # or whatever it asks for would be kept in memory: messages that it gets, returns
 
     def abort(self) -> None:
         """Reset the connection."""
