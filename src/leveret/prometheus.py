@@ -40,7 +40,7 @@ class MetricsCollector(Collector):
     def collect(self) -> Iterator[_Family]:
         """All numbers, as they are now."""
         snapshots = [([metrics.name], metrics.snapshot()) for metrics in self._metrics]
-        for field, kind, name, text, *_ in SERIES:
+        for field, kind, name, text in SERIES:
             family: _Family
             if kind == "histogram":
                 family = HistogramMetricFamily(name, text, labels=["connection"])

@@ -86,9 +86,7 @@ class Load:
     def is_well(self) -> bool:
         """Whether nothing came back, was refused, or is missing."""
         f, args = self.figures, self._args
-        missing = (
-            args.producers and args.consumers and args.queue is None and f.received < f.sent - f.returned - f.failed
-        )
+        missing = args.producers and args.consumers and args.queue is None and f.received < self._expected()
         return not (f.returned or f.failed or missing)
 
     async def run(self) -> None:

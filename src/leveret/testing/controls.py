@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from leveret.checks import check_count, check_seconds
 from leveret.testing.access import EVERYTHING, Permissions, User, given_permissions
-from leveret.testing.refusals import NAMES, Refusal
+from leveret.testing.refusals import Refusal, check_code
 from leveret.testing.vhost import VirtualHost
 from leveret.testing.views import (
     BindingView,
@@ -195,7 +195,7 @@ class Controls:
         def close() -> int:
             found = self._sessions(name)
             for session in found:
-                session.close(Refusal(_code(code), reason, class_id=0, method_id=0))
+                session.close(Refusal(check_code(code), reason, class_id=0, method_id=0))
             return len(found)
 
         return self._call(close)
@@ -228,7 +228,7 @@ class Controls:
                 if number in (None, channel.number) and not channel.is_closing
             ]
             for channel in found:
-                channel.close(Refusal(_code(code), reason), 0, 0)
+                channel.close(Refusal(check_code(code), reason), 0, 0)
             return len(found)
 
         return self._call(close)
@@ -483,9 +483,3 @@ def check_consumer_timeout(name: str, seconds: object, tick_name: str, tick: obj
     if seconds is not None:
         check_seconds(name, seconds, hint=", or None for ever")
     check_seconds(tick_name, tick, zero=False)
-
-
-def _code(code: int) -> int:
-    if code not in NAMES:
-        raise ValueError(f"code must be an AMQP reply code ({', '.join(map(str, NAMES))}), not {code}")
-    return code

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from leveret.testing.refusals import NAMES, Refusal
+from leveret.testing.refusals import Refusal, check_code
 
 METHODS: Final = frozenset(
     (
@@ -51,9 +51,7 @@ class Faults:
         if plain(method) not in _PLAIN:
             known = ", ".join(sorted(METHODS))
             raise ValueError(f"method must be one that a client sends ({known}), not {method!r}")
-        if code not in NAMES:
-            raise ValueError(f"code must be an AMQP reply code ({', '.join(map(str, NAMES))}), not {code}")
-        refusal = Refusal(code, text or f"refused by fail_next({method!r}, {code})")
+        refusal = Refusal(check_code(code), text or f"refused by fail_next({method!r}, {code})")
         self._refusals.setdefault(plain(method), deque()).append(refusal)
 
     def awaits(self, method: str) -> bool:

@@ -114,14 +114,11 @@ def _queue_declare(channel: Channel, method: Queue.Declare) -> Frame:
         queue.touch()
     else:
         arguments = _table(method.arguments)
-        if name not in vhost.queues:
-            channel.session.check("configure", name, is_queue=True)
-            exchange = arguments.get("x-dead-letter-exchange")
-            if isinstance(exchange, str):
-                channel.session.check("read", name, is_queue=True)
-                channel.session.check("write", exchange, is_queue=False)
-        else:
-            channel.session.check("configure", name, is_queue=True)
+        channel.session.check("configure", name, is_queue=True)
+        exchange = arguments.get("x-dead-letter-exchange")
+        if name not in vhost.queues and isinstance(exchange, str):
+            channel.session.check("read", name, is_queue=True)
+            channel.session.check("write", exchange, is_queue=False)
         queue = vhost.declare_queue(
             name,
             durable=method.durable,

@@ -32,6 +32,17 @@ NAMES: Final = {
 _SOFT: Final = frozenset((311, 312, 313, 403, 404, 405, 406))
 
 
+def check_code(code: int) -> int:
+    """*code*, if it is one of `NAMES`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if code not in NAMES:
+        raise ValueError(f"code must be an AMQP reply code ({', '.join(map(str, NAMES))}), not {code}")
+    return code
+
+
 class Refusal(Exception):
     """What a client asked for cannot be.
 
