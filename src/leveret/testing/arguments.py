@@ -181,9 +181,22 @@ def _check_value(key: str, arguments: Mapping[str, Any], called: str) -> None:
 
 
 def assert_same(
-    queue: Queue, vhost: str, arguments: Mapping[str, Any], known: Iterable[str], *, durable: bool, auto_delete: bool
+    queue: Queue,
+    vhost: str,
+    arguments: Mapping[str, Any],
+    known: Iterable[str],
+    *,
+    adds_type: bool,
+    durable: bool,
+    auto_delete: bool,
 ) -> None:
-    """Refuse a declaration that does not fit the *queue* that is there; only *known* arguments are compared.
+    """Refuse a declaration that does not fit the *queue* that is there.
+
+    Args:
+        queue, vhost: what is there.
+        arguments, durable, auto_delete: the declaration.
+        known: the arguments that are compared.
+        adds_type: whether a queue without a type is told from others by ``classic``, or by nothing.
 
     Raises:
         Refusal: 406, with the first thing that differs.
@@ -195,7 +208,8 @@ def assert_same(
     ):
         if received != current:
             raise inequivalent(key, called, received, current)
-    assert_same_arguments(queue.arguments, arguments, called, known)
+    added = {"x-queue-type": "classic"} if adds_type else {}
+    assert_same_arguments(added | queue.arguments, {**added, **arguments}, called, known)
 
 
 def assert_same_arguments(
@@ -204,9 +218,9 @@ def assert_same_arguments(
     """Refuse arguments that differ in one of *keys*."""
     for key in keys:
         old, new = current.get(key, _NONE), received.get(key, _NONE)
-        if key == "x-queue-type":
-            old, new = (("classic" if value is _NONE else value) for value in (old, new))
         if old is _NONE and new is _NONE:
+            continue
+        if key == "x-queue-type" and [old, new] in ([_NONE, "classic"], ["classic", _NONE]):
             continue
         if _class(old) != _class(new) or old != new:
             if old is not _NONE and new is not _NONE:
@@ -218,9 +232,8 @@ def assert_same_arguments(
 
 def inequivalent(key: str, called: str, received: object, current: object) -> Refusal:
     """Two plain values that differ."""
-    return Refusal(
-        406, f"inequivalent arg '{key}' for {called}: received '{plain(received)}' but current is '{plain(current)}'"
-    )
+    received, current = ("none" if value is None else f"'{plain(value)}'" for value in (received, current))
+    return Refusal(406, f"inequivalent arg '{key}' for {called}: received {received} but current is {current}")
 
 
 _NONE: Final = object()

@@ -29,8 +29,8 @@ class Keeper(Protocol):
     clock: Clock
     dialect: Dialect
 
-    def dead_letter(self, queue: Queue, message: Stored, reason: Reason) -> None:
-        """Publish what left *queue* to where its arguments say."""
+    def dead_letter(self, queue: Queue, message: Stored, reason: Reason, failures: int) -> None:
+        """Publish what left *queue* to where its arguments say, with the number of its *failures*."""
         ...
 
     def delete_queue(self, queue: Queue) -> object:
@@ -72,6 +72,7 @@ class Queue:
         self.is_deleted = False
         self._keeper = keeper
         self._clock = keeper.clock
+        self._counts_failures = self.type in keeper.dialect.failures_counted_by
         self._priorities = self._number("x-max-priority") or 0
         self.backlog = Backlog(self._priorities)
         self._position = 0
@@ -116,7 +117,7 @@ class Queue:
         """Take *message*; ``False`` when the queue is full and refuses it (``x-overflow: reject-publish…``)."""
         if self._is_limited and self._overflow != "drop-head" and self._is_full(len(message.body)):
             if self._overflow == "reject-publish-dlx":
-                self._keeper.dead_letter(self, message, "maxlen")
+                self._keeper.dead_letter(self, message, "maxlen", message.failures)
             return False
         flags = message.flags
         self._position += 1
@@ -125,7 +126,7 @@ class Queue:
         if self._ttl is not None or flags & HAS_EXPIRATION:
             expires_at = self._expiry_of(message)
             self._may_expire = True
-        entry = Entry(message, self._position, priority, expires_at)
+        entry = self._entry(message, priority, expires_at)
         if not self.backlog.count and (consumer := self.consumers.next()) is not None:
             self._hand_out(consumer, entry)
             return True
@@ -136,6 +137,14 @@ class Queue:
         if self._may_expire and (dropped or self.backlog.count == 1):
             self._expire()  # RabbitMQ does not look at a message that a priority has put at the head
         return True
+
+    def _entry(self, message: Stored, priority: int, expires_at: float | None) -> Entry:
+        entry = Entry(message, self._position, priority, expires_at)
+        entry.redelivered = self._counts_failures and message.failures > 0
+        return entry
+
+    def _die(self, entry: Entry, reason: Reason) -> None:
+        self._keeper.dead_letter(self, entry.message, reason, entry.failures)
 
     def _is_full(self, size: int) -> bool:
         if self._max_length is not None and self.backlog.count >= self._max_length:
@@ -153,7 +162,7 @@ class Queue:
             (self._max_length is not None and backlog.count > self._max_length)
             or (self._max_bytes is not None and backlog.size > self._max_bytes)
         ):
-            self._keeper.dead_letter(self, backlog.pop().message, "maxlen")
+            self._die(backlog.pop(), "maxlen")
         return backlog.count < before
 
     # ------------------------------------------------------------------------------------------------ going out
@@ -211,15 +220,25 @@ class Queue:
         """*entry* was refused for good."""
         self.unacked -= 1
         if not self.is_deleted:
-            self._keeper.dead_letter(self, entry.message, "rejected")
+            entry.failures += self._counts_failures
+            self._die(entry, "rejected")
 
-    def requeue(self, entries: Iterable[Entry], *, failed: bool = False, ended: bool = False) -> None:
-        """*entries* come back, to the places that they had; *failed* and *ended* are all the same."""
+    def requeue(
+        self, entries: Iterable[Entry], *, failed: bool = False, ended: bool = False, consumer: Consumer | None = None
+    ) -> None:
+        """*entries* come back, to the places that they had.
+
+        Args:
+            failed: whether they were rejected, or their channel ended.
+            ended: whether it was that.
+            consumer: who had them in hand, if it is still there.
+        """
         if self.is_deleted:
             return
         for entry in entries:
             self.unacked -= 1
             entry.redelivered = True
+            entry.failures += failed and self._counts_failures
             self.backlog.put_back(entry)
         self._came_back()
 
@@ -261,7 +280,7 @@ class Queue:
     def _expire(self) -> None:
         """Drop what has expired at the head, and be called again when the next one does."""
         for entry in self.backlog.expired(self._clock.now()):
-            self._keeper.dead_letter(self, entry.message, "expired")
+            self._die(entry, "expired")
         when = self.backlog.next_expiry()
         if when is None:
             return

@@ -29,7 +29,7 @@ class QuorumBacklog(Backlog):
 
     Args:
         ranks: how many priorities there are: 1 is none; 2 are normal and high (from 5 on), which share; more are
-            strict, and what has none has 4.
+            strict, and what has none has 4. The priority of an entry is its rank.
     """
 
     __slots__ = ("_fresh", "_ranks", "_returned", "_turn")
@@ -46,16 +46,9 @@ class QuorumBacklog(Backlog):
         for rank in sorted(self._fresh, reverse=True):
             yield from self._fresh[rank]
 
-    def _rank(self, entry: Entry) -> int:
-        if self._ranks == 1:
-            return 0
-        message = entry.message
-        priority = message.priority if message.flags & HAS_PRIORITY else 4
-        return int(priority > 4) if self._ranks == 2 else min(priority, self._ranks - 1)
-
     def push(self, entry: Entry) -> None:
         """Add a new one."""
-        self._fresh.setdefault(self._rank(entry), deque()).append(entry)
+        self._fresh.setdefault(entry.priority, deque()).append(entry)
         self._add(entry)
 
     def put_back(self, entry: Entry) -> None:
@@ -119,7 +112,9 @@ class Quorum(Queue):
         limit = self._number("x-delivery-limit")
         if limit is None:
             limit = self._dialect.default_delivery_limit
-        self._limit = limit if limit is not None and limit >= 0 else None
+        if limit is not None and limit < 0 and self._dialect.negative_is_no_limit:
+            limit = None
+        self._limit = limit
 
     # ----------------------------------------------------------------------------------------------- coming in
 
@@ -138,7 +133,7 @@ class Quorum(Queue):
         if self._ttl is not None or message.flags & HAS_EXPIRATION:
             expires_at = self._expiry_of(message, least=0.001)  # so that a TTL of 0 still reaches a consumer
             self._may_expire = True
-        self.backlog.push(Entry(message, self._position, 0, expires_at))
+        self.backlog.push(self._entry(message, self._rank(message), expires_at))
         self.dispatch()
         if rejects:
             self._refuses = not self._is_below(1)
@@ -147,6 +142,13 @@ class Quorum(Queue):
         if self._may_expire:
             self._expire()
         return True
+
+    def _rank(self, message: Stored) -> int:
+        ranks = self._dialect.quorum_priorities
+        if ranks == 1:
+            return 0
+        priority = message.priority if message.flags & HAS_PRIORITY else 4
+        return int(priority > 4) if ranks == 2 else min(priority, ranks - 1)
 
     def _is_below(self, part: float) -> bool:
         backlog, length, size = self.backlog, self._max_length, self._max_bytes
@@ -163,30 +165,37 @@ class Quorum(Queue):
     def properties_of(self, entry: Entry, *, by_get: bool = False) -> bytes:
         """The properties to send *entry* with: they tell how often it was out."""
         headers: dict[str, FieldValue] = {}
-        if entry.acquired > 1 and self._dialect.counts_failures_only:
-            headers["x-acquired-count"] = entry.acquired - 1
-        if entry.returns or (by_get and self._dialect.tells_first_get):
-            headers["x-delivery-count"] = entry.returns
+        returns = entry.returns or entry.failures  # a dead letter that is new here tells what was before
+        if returns and self._dialect.counts_failures_only:
+            headers["x-acquired-count"] = returns
+        count = entry.failures if self._dialect.counts_failures_only else returns
+        if count or (by_get and self._dialect.tells_first_get):
+            headers["x-delivery-count"] = count
         return entry.message.with_headers(headers) if headers else entry.message.properties
 
     # ------------------------------------------------------------------------------------------- and coming back
 
-    def requeue(self, entries: Iterable[Entry], *, failed: bool = False, ended: bool = False) -> None:
-        """*entries* come back; *failed* says that they were rejected, *ended* that their channel did."""
+    def requeue(
+        self, entries: Iterable[Entry], *, failed: bool = False, ended: bool = False, consumer: Consumer | None = None
+    ) -> None:
+        """*entries* come back, before all that is new, or are dropped."""
         if self.is_deleted:
             return
+        only_failures = self._dialect.counts_failures_only
         for entry in entries:
             self.unacked -= 1
             entry.redelivered = True
-            if failed or not self._dialect.counts_failures_only:
-                entry.returns += 1
-            if self._limit is not None and entry.returns > self._limit:
-                self._keeper.dead_letter(self, entry.message, "delivery_limit")
+            entry.returns += 1
+            entry.failures += self._counts_failures and (failed if only_failures else ended)
+            if self._limit is not None and (entry.failures if only_failures else entry.returns) > self._limit:
+                if consumer is not None and self._dialect.drops_make_room:
+                    consumer.in_hand -= 1
+                self._die(entry, "delivery_limit")
             elif (delay := self._retry_delay(entry, failed)) is not None:
                 self._clock.call_later(delay, partial(self._is_back, entry))
             elif not ended and self._limit is None and self._dialect.quorum_requeues_at_end:
                 self._position += 1
-                entry.position = self._position
+                entry.position, entry.priority = self._position, 0
                 self.backlog.push(entry)
             else:
                 self.backlog.put_back(entry)
@@ -204,7 +213,7 @@ class Quorum(Queue):
         if not self._dialect.counts_failures_only or self.arguments.get("x-delayed-retry-type") not in kinds:
             return None
         least, most = self._number("x-delayed-retry-min") or 0, self._number("x-delayed-retry-max")
-        delay = least * max(1, entry.returns)
+        delay = least * max(1, entry.failures)
         return (delay if most is None else min(delay, most)) / 1000
 
     def _is_back(self, entry: Entry) -> None:
