@@ -7,6 +7,7 @@ consumer of one that was cancelled with messages in hand, which RabbitMQ counts 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,3 +41,39 @@ def normalised(view: tuple[State, Any], operations: Sequence[Op], version: str) 
         elif asked == "quorum":
             reply[1].pop("consumer_count", None)
     return state, reply
+
+
+def is_open(operations: Sequence[Op], version: str) -> bool:
+    """Whether nobody can say what *operations* deliver: who gets what may differ from there on."""
+    return _shares_a_prefetch(operations) or (version == "3.10" and _cancels_the_active_one(operations))
+
+
+def _shares_a_prefetch(operations: Sequence[Op]) -> bool:
+    """Whether several queues wait for the prefetch of one channel: RabbitMQ draws lots which of them is the next."""
+    queues: dict[int, set[str]] = defaultdict(set)
+    limited = {each.channel for each in operations if each.kind == "basic.qos" and each.arguments.get("global_")}
+    for each in operations:
+        if each.kind == "basic.consume" and each.channel in limited:
+            queues[each.channel].add(each.arguments["queue"])
+    return any(len(names) > 1 for names in queues.values())
+
+
+def _cancels_the_active_one(operations: Sequence[Op]) -> bool:
+    """Whether a single active consumer of a classic queue was cancelled.
+
+    The next one gets nothing of what waits there: RabbitMQ 3.10 forgets to look, and then delivers in another order, or
+    restarts the queue.
+    """
+    alone = {
+        each.arguments["queue"]
+        for each in operations
+        if each.kind == "queue.declare" and "x-single-active-consumer" in each.arguments.get("arguments", {})
+    }
+    consumers: dict[tuple[int, str], str] = {}
+    for each in operations:
+        key = each.channel, each.arguments.get("consumer_tag", "")
+        if each.kind == "basic.consume":
+            consumers[key] = each.arguments["queue"]
+        elif each.kind == "basic.cancel" and consumers.get(key) in alone:
+            return True
+    return False
