@@ -326,6 +326,88 @@ REGRESSIONS: dict[str, list[Op]] = {
     "a wrong BCC and a wrong user": [
         Op("basic.publish", routing_key="q3", body="m", properties={"headers": {"BCC": "q1"}, "user_id": "other"}),
     ],
+    "queue types that are none": [
+        *(
+            Op("queue.declare", queue=queue, durable=True, arguments={"x-queue-type": kind})
+            for queue in ("", "q0")
+            for kind in ("", "undefined")
+        ),
+        Op(
+            "queue.declare",
+            queue="q1",
+            arguments={"x-queue-type": "undefined", "x-max-age": "1D", "x-delivery-limit": 1},
+        ),
+    ],
+    "a transaction with a message for a queue that is another one when it is committed": [
+        Op("queue.declare", queue="q2"),
+        Op("tx.select"),
+        Op("basic.publish", routing_key="q2", body="m1"),
+        Op("queue.delete", queue="q2"),
+        Op("queue.declare", queue="q2"),
+        Op("tx.commit"),
+    ],
+    **{
+        f"a dead letter from {source} to {target} that came back by {verdict}": [
+            Op("queue.declare", queue="q0", durable=True, arguments=_TO_Q1 | {"x-queue-type": source}),
+            Op("queue.declare", queue="q1", durable=True, arguments={"x-queue-type": target}),
+            Op("basic.publish", routing_key="q0", body="m1"),
+            Op("basic.publish", routing_key="q0", body="m2"),
+            Op("basic.get", queue="q0"),
+            *([Op("settle", verdict=verdict), Op("basic.get", queue="q0")] if verdict != "nothing" else []),
+            Op("settle", verdict="discard"),
+            Op("basic.get", queue="q0"),
+            Op("settle", verdict="discard", multiple=True),
+            Op("basic.get", queue="q1"),
+            Op("basic.get", queue="q1"),
+            Op("settle", verdict="nack"),
+            Op("basic.get", queue="q1"),
+        ]
+        for source in ("classic", "quorum")
+        for target in ("classic", "quorum")
+        for verdict in ("nothing", "nack", "reject")
+    },
+    "a single active consumer of a quorum queue makes place for one of higher priority": [
+        Op("queue.declare", queue="q0", durable=True, arguments=_QUORUM | {"x-single-active-consumer": True}),
+        Op("basic.consume", queue="q0", consumer_tag="c0"),
+        Op("basic.consume", queue="q0", consumer_tag="c1", arguments={"x-priority": 1}),
+        Op("basic.publish", routing_key="q0", body="m1"),
+        Op("basic.consume", queue="q0", consumer_tag="c2", arguments={"x-priority": 2}),
+        Op("basic.publish", routing_key="q0", body="m2"),
+        Op("settle", verdict="ack"),
+        Op("basic.publish", routing_key="q0", body="m3"),
+        Op("basic.cancel", consumer_tag="c2"),
+        Op("basic.publish", routing_key="q0", body="m4"),
+    ],
+    "a single active consumer of a quorum queue that did not have to make place": [
+        Op("queue.declare", queue="q0", durable=True, arguments=_QUORUM | {"x-single-active-consumer": True}),
+        Op("basic.consume", queue="q0", consumer_tag="c0"),
+        Op("basic.publish", routing_key="q0", body="m1"),
+        Op("basic.consume", queue="q0", consumer_tag="c1", arguments={"x-priority": 1}),
+        Op("basic.publish", routing_key="q0", body="m2"),
+        Op("basic.cancel", consumer_tag="c1"),
+        Op("settle", verdict="ack"),
+    ],
+    "of consumers that wait to be active, the one that takes most is next": [
+        Op("queue.declare", queue="q0", durable=True, arguments=_QUORUM | {"x-single-active-consumer": True}),
+        Op("basic.consume", queue="q0", consumer_tag="c0"),
+        Op("basic.qos", prefetch_count=1),
+        Op("basic.consume", queue="q0", consumer_tag="c1"),
+        Op("basic.qos", prefetch_count=3),
+        Op("basic.consume", queue="q0", consumer_tag="c2"),
+        Op("basic.cancel", consumer_tag="c0"),
+        Op("basic.publish", routing_key="q0", body="m1"),
+    ],
+    "what expires in a quorum queue behind a message of higher priority": [
+        Op("queue.declare", queue="q0", durable=True, arguments=_QUORUM | _TO_Q1),
+        Op("queue.declare", queue="q1"),
+        Op("basic.publish", routing_key="q0", body="m1", properties={"priority": 5}),
+        Op("basic.publish", routing_key="q0", body="m2", properties={"priority": 1, "expiration": str(SHORT)}),
+        Op("basic.publish", routing_key="q0", body="m3", properties={"priority": 1}),
+        Op("basic.get", queue="q0"),
+        Op("settle", verdict="nack"),
+        Op("basic.publish", routing_key="q0", body="m4", properties={"priority": 2, "expiration": str(SHORT)}),
+        Op("basic.get", queue="q1"),
+    ],
     "a prefetch of the consumers ends that of the channel": [
         Op("queue.declare", queue="q0"),
         *_fill("q0", 6),
@@ -509,5 +591,33 @@ REGRESSIONS: dict[str, list[Op]] = {
         Op("basic.get", queue="q0"),
         Op("settle", verdict="discard"),
         Op("basic.get", queue="q1"),
+    ],
+    "a consumer keeps its turn when what came back has expired": [
+        Op("queue.declare", queue="q0", durable=True, arguments=_QUORUM | {"x-message-ttl": 0}),
+        Op("basic.consume", queue="q0", consumer_tag="c0"),
+        *_fill("q0", 2),
+        Op("basic.consume", queue="q0", consumer_tag="c1"),
+        Op("settle", verdict="nack"),
+        Op("settle", verdict="nack"),
+        *_fill("q0", 1),
+    ],
+    "who need not acknowledge has a prefetch in a quorum queue all the same": [
+        Op("queue.declare", queue="q0", durable=True, arguments=_QUORUM | {"x-max-length": 0}),
+        Op("basic.consume", 1, queue="q0", consumer_tag="c0", arguments={"x-priority": 5}),
+        Op("basic.qos", prefetch_count=1),
+        Op("basic.consume", queue="q0", consumer_tag="c1", no_ack=True),
+        *_fill("q0", 2),
+        Op("close", 1),
+    ],
+    "a version of a queue that is no more": [
+        Op("queue.declare", queue="q0", durable=True, arguments={"x-queue-version": 2}),
+        Op("queue.declare", queue="q1", durable=True, arguments={"x-queue-version": 1, "x-queue-mode": "default"}),
+    ],
+    "a transaction with a message for a queue of a long name that is gone": [
+        Op("queue.declare", queue=""),
+        Op("tx.select"),
+        Op("basic.publish", routing_key="gen0", body="m1"),
+        Op("queue.delete", queue="gen0"),
+        Op("tx.commit"),
     ],
 }

@@ -139,6 +139,56 @@ def test_a_consumer_of_higher_priority_gets_all_until_it_is_full(bench: Bench) -
     assert [tag for tag, _, _ in bench.channel.got] == ["high", "high", "low"]
 
 
+def test_a_single_active_consumer_of_a_quorum_queue_makes_place_for_a_higher_one_when_it_has_nothing_left() -> None:
+    for version, expected in (("4.0", ["low", "high"]), ("3.10", ["low", "low"])):
+        bench = Bench(version)
+        queue = bench.queue(queue_type="quorum", single_active_consumer=True)
+        low = bench.consumer(queue, "low")
+        bench.publish(b"1")
+        bench.consumer(queue, "high", arguments={"x-priority": 5})
+        bench.publish(b"2")
+        if version == "4.0":
+            assert [tag for tag, _, _ in bench.channel.got] == ["low"]
+        low.in_hand = 0
+        queue.dispatch()
+        assert [tag for tag, _, _ in bench.channel.got] == expected
+
+
+def test_a_single_active_consumer_stays_when_the_higher_one_gives_up(bench: Bench) -> None:
+    queue = bench.queue(queue_type="quorum", single_active_consumer=True)
+    low = bench.consumer(queue, "low")
+    bench.publish(b"1")
+    queue.remove_consumer(bench.consumer(queue, "high", arguments={"x-priority": 5}))
+    bench.publish(b"2")
+    assert len(bench.channel.got) == 1
+    low.in_hand = 0
+    queue.dispatch()
+    assert [tag for tag, _, _ in bench.channel.got] == ["low", "low"]
+
+
+@pytest.mark.parametrize(("version", "expected"), [("3.10", "one"), ("4.0", "three"), ("4.3", "three")])
+def test_which_waiting_consumer_of_a_quorum_queue_is_the_next_active_one(version: str, expected: str) -> None:
+    bench = Bench(version)
+    queue = bench.queue(queue_type="quorum", single_active_consumer=True)
+    active = bench.consumer(queue, "zero")
+    for tag, prefetch in (("one", 1), ("three", 3), ("two", 2)):
+        bench.consumer(queue, tag, prefetch=prefetch)
+    queue.remove_consumer(active)
+    bench.publish(b"1")
+    assert [tag for tag, _, _ in bench.channel.got] == [expected]
+
+
+def test_a_consumer_keeps_its_turn_when_what_came_back_has_expired(bench: Bench) -> None:
+    queue = bench.queue(queue_type="quorum", message_ttl=10)
+    bench.consumer(queue, "one")
+    bench.publish(b"1", b"2")
+    bench.consumer(queue, "two")
+    bench.clock.advance(1)
+    queue.requeue(bench.channel.entries[1:])
+    bench.publish(b"3")
+    assert [tag for tag, _, _ in bench.channel.got] == ["one", "one", "one"]
+
+
 def test_a_single_active_consumer_is_followed_by_the_next(bench: Bench) -> None:
     queue = bench.queue(single_active_consumer=True)
     first = bench.consumer(queue, "first")
@@ -446,6 +496,26 @@ def test_what_was_dead_keeps_its_count_on_the_way_through_another_queue(bench: B
     assert count_of(third, entry) == 1
     third.requeue([entry])
     assert count_of(third, entry) == 1
+
+
+@pytest.mark.parametrize(("version", "counts"), [("4.0", [1, 1]), ("4.3", [1, 0])])
+def test_only_a_basic_reject_counts_as_a_failure_of_4_3(version: str, counts: list[int]) -> None:
+    bench = Bench(version)
+    queue = bench.queue(queue_type="quorum", dead_letter_exchange="", dead_letter_routing_key="dead")
+    dead = bench.queue("dead", queue_type="quorum")
+    bench.publish(b"rejected", b"nacked")
+    for entry, failed in zip(take(queue, 2), (True, False), strict=True):
+        queue.reject(entry, failed=failed)
+    assert [entry.failures for entry in take(dead, 2)] == counts
+
+
+def test_a_dead_letter_that_is_delivered_at_once_is_not_called_redelivered() -> None:
+    bench = Bench("4.3")
+    queue = bench.queue(dead_letter_exchange="", dead_letter_routing_key="dead")
+    bench.consumer(bench.queue("dead"))
+    bench.publish(b"1")
+    queue.reject(take(queue, 1)[0])
+    assert [redelivered for _, _, redelivered in bench.channel.got] == [False]
 
 
 def test_without_its_exchange_a_dead_letter_is_dropped(bench: Bench) -> None:

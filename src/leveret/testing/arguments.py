@@ -84,9 +84,12 @@ def _positive(value: Any, arguments: Mapping[str, Any]) -> str | None:
     return "{value_zero,0}" if _is_int(value) and value == 0 else _non_negative(value, arguments)
 
 
-def _version(value: Any, arguments: Mapping[str, Any]) -> str | None:
-    problem = _non_negative(value, arguments)
-    return f"\"unsupported queue version '{value}'\"" if problem is None and value not in {1, 2} else problem
+def _version(known: Container[int]) -> _Check:
+    def check(value: Any, arguments: Mapping[str, Any]) -> str | None:
+        problem = _non_negative(value, arguments)
+        return f"\"unsupported queue version '{value}'\"" if problem is None and value not in known else problem
+
+    return check
 
 
 def _flag(value: Any, _: Mapping[str, Any]) -> str | None:
@@ -120,7 +123,7 @@ _CHECKS: Final[dict[str, _Check]] = {
     "x-max-priority": _priority,
     "x-overflow": _one_of("invalid_overflow", "drop-head", "reject-publish", "reject-publish-dlx"),
     "x-queue-mode": _one_of("\"unsupported queue mode '{}'\"", "default", "lazy"),
-    "x-queue-version": _version,
+    "x-queue-version": _version((1, 2)),
     "x-single-active-consumer": _flag,
     "x-consumer-timeout": _non_negative,
     "x-consumer-disconnected-timeout": _non_negative,
@@ -140,6 +143,7 @@ def check_declaration(
     arguments: Mapping[str, Any],
     known: Mapping[str, tuple[str, ...]],
     unchecked: Container[str],
+    versions: Container[int],
     *,
     durable: bool,
     exclusive: bool,
@@ -151,6 +155,7 @@ def check_declaration(
         name, vhost, arguments, durable, exclusive, auto_delete: the declaration.
         known: the arguments that each type of queue knows.
         unchecked: those that may have any value.
+        versions: what ``x-queue-version`` may be.
 
     Raises:
         Refusal: 406.
@@ -159,11 +164,12 @@ def check_declaration(
     exchange = arguments.get("x-dead-letter-exchange", "")
     if not isinstance(exchange, str):
         raise Refusal(406, f"invalid type '{erlang_type(exchange)}' for arg 'x-dead-letter-exchange' in {called}")
-    _check_value("x-queue-type", arguments, called)
+    _check_value("x-queue-type", arguments, called, _CHECKS)
     kind: str = arguments.get("x-queue-type", "classic")
-    for key in _CHECKS:
+    checks = {**_CHECKS, "x-queue-version": _version(versions)}
+    for key in checks:
         if key in known[kind] and key not in unchecked:
-            _check_value(key, arguments, called)
+            _check_value(key, arguments, called, checks)
     others = {each for keys in known.values() for each in keys} - {*known[kind]}
     for key in arguments if "x-queue-type" in arguments else sorted(arguments):  # RabbitMQ sorts when it adds the type
         if key in others:
@@ -175,8 +181,8 @@ def check_declaration(
                 raise Refusal(406, f"invalid property '{flag}' for {called}")
 
 
-def _check_value(key: str, arguments: Mapping[str, Any], called: str) -> None:
-    if key in arguments and (problem := _CHECKS[key](arguments[key], arguments)) is not None:
+def _check_value(key: str, arguments: Mapping[str, Any], called: str, checks: Mapping[str, _Check]) -> None:
+    if key in arguments and (problem := checks[key](arguments[key], arguments)) is not None:
         raise Refusal(406, f"invalid arg '{key}' for {called}: {problem}")
 
 

@@ -189,7 +189,8 @@ class Channel:
         Args:
             tag: the delivery tag; 0 with *multiple* is all.
             multiple: whether those before it are meant as well.
-            verdict: ``ack``, ``reject``, ``requeue``, or ``retry``, which is ``basic.reject`` with requeue.
+            verdict: ``ack``, ``discard`` or ``requeue``; or ``fail`` and ``retry``, which are the same by
+                ``basic.reject``.
 
         Raises:
             Refusal: 406: there is no such delivery.
@@ -238,7 +239,7 @@ class Channel:
                 if verdict == "ack":
                     queue.settled(each.entry)
                 else:
-                    queue.reject(each.entry)
+                    queue.reject(each.entry, failed=verdict == "fail")
             queue.dispatch()
         if self.global_prefetch:
             self._make_room(sum(each.consumer is not None for each in found))

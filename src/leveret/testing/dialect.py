@@ -38,6 +38,7 @@ class Dialect:
             otherwise by their age, and what was fetched last.
         quorum_priorities: how many priorities quorum queues have; 1 is none, 2 are normal and high, more are strict.
         quorum_requeues_at_end: what returns to a quorum queue without a delivery limit goes to its end.
+        single_active_yields: the single active consumer of a quorum queue makes place for one of higher priority.
         tells_first_get: ``basic.get`` from a quorum queue gives ``x-delivery-count: 0`` with a message that is new.
         counts_failures_only: ``basic.nack`` does not count as a delivery of a quorum queue, ``basic.reject`` does;
             ``x-acquired-count`` counts all, and ``x-delayed-retry-…`` work.
@@ -64,7 +65,9 @@ class Dialect:
         deleted_in_tx: a commit of what was routed to a queue that is gone reaches what has its name then, or nothing:
             ``"by-name"``; or it is ``"partial"`` (406), or closes the connection: ``"fatal"`` (506).
         checks_user_first: a wrong ``user_id`` is refused before a wrong ``expiration`` or ``CC``, not after it.
+        default_types: what as an ``x-queue-type`` is as none.
         unchecked_arguments: those that may have any value.
+        queue_versions: what ``x-queue-version`` may be.
         quorum_in_text: what the refusal of a ``basic.get`` calls a quorum queue.
         consumer_arguments: type of queue → the arguments that its consumers know.
     """
@@ -82,6 +85,7 @@ class Dialect:
     quorum_returns_by_name: bool
     quorum_priorities: int
     quorum_requeues_at_end: bool
+    single_active_yields: bool
     tells_first_get: bool
     counts_failures_only: bool
     failures_counted_by: tuple[str, ...]
@@ -103,7 +107,9 @@ class Dialect:
     holds_replies: bool
     deleted_in_tx: Literal["by-name", "partial", "fatal"]
     checks_user_first: bool
+    default_types: tuple[str, ...]
     unchecked_arguments: tuple[str, ...]
+    queue_versions: tuple[int, ...]
     quorum_in_text: str
     consumer_arguments: Mapping[str, tuple[str, ...]]
 
@@ -195,6 +201,7 @@ _3_10: Final = Dialect(
     quorum_returns_by_name=True,
     quorum_priorities=1,
     quorum_requeues_at_end=True,
+    single_active_yields=False,
     tells_first_get=True,
     counts_failures_only=False,
     failures_counted_by=(),
@@ -216,7 +223,9 @@ _3_10: Final = Dialect(
     holds_replies=False,
     deleted_in_tx="by-name",
     checks_user_first=True,
+    default_types=(),
     unchecked_arguments=(),
+    queue_versions=(1, 2),
     quorum_in_text="quorum",
     consumer_arguments={
         "classic": ("x-cancel-on-ha-failover", "x-priority", "x-credit"),
@@ -238,6 +247,7 @@ _4_0: Final = Dialect(
     quorum_returns_by_name=False,
     quorum_priorities=2,
     quorum_requeues_at_end=True,
+    single_active_yields=True,
     tells_first_get=False,
     counts_failures_only=False,
     failures_counted_by=("quorum",),
@@ -259,7 +269,9 @@ _4_0: Final = Dialect(
     holds_replies=False,
     deleted_in_tx="partial",
     checks_user_first=False,
+    default_types=("undefined",),
     unchecked_arguments=(),
+    queue_versions=(1, 2),
     quorum_in_text="quorum",
     consumer_arguments={"classic": ("x-priority",), "quorum": ("x-priority",), "stream": _STREAM_CONSUMERS},
 )
@@ -277,6 +289,7 @@ _4_3: Final = Dialect(
     quorum_returns_by_name=False,
     quorum_priorities=32,
     quorum_requeues_at_end=False,
+    single_active_yields=True,
     tells_first_get=False,
     counts_failures_only=True,
     failures_counted_by=("classic", "quorum"),
@@ -317,7 +330,9 @@ _4_3: Final = Dialect(
     holds_replies=True,
     deleted_in_tx="fatal",
     checks_user_first=False,
+    default_types=("", "undefined"),
     unchecked_arguments=("x-queue-mode",),
+    queue_versions=(2,),
     quorum_in_text='<<"quorum">>',
     consumer_arguments={
         "classic": ("x-priority",),

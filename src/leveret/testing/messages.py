@@ -135,10 +135,9 @@ class Entry:
         redelivered: whether it was delivered before.
         returns: how often it came back to a quorum queue.
         failures: how often its delivery has failed, here and where it was before as a dead letter.
-        acquired: how often it was handed out.
     """
 
-    __slots__ = ("acquired", "expires_at", "failures", "message", "position", "priority", "redelivered", "returns")
+    __slots__ = ("expires_at", "failures", "message", "position", "priority", "redelivered", "returns")
 
     def __init__(self, message: Stored, position: int, priority: int, expires_at: float | None) -> None:
         self.message = message
@@ -148,7 +147,6 @@ class Entry:
         self.redelivered = False
         self.returns = 0
         self.failures = message.failures
-        self.acquired = 0
 
     def __lt__(self, other: Entry) -> bool:
         return self.position < other.position

@@ -332,12 +332,12 @@ def _ack(channel: Channel, method: Basic.Ack) -> None:
 
 
 def _nack(channel: Channel, method: Basic.Nack) -> None:
-    verdict = "requeue" if method.requeue else "reject"
+    verdict = "requeue" if method.requeue else "discard"
     channel.settle(method.delivery_tag, multiple=method.multiple, verdict=verdict)
 
 
 def _reject(channel: Channel, method: Basic.Reject) -> None:
-    channel.settle(method.delivery_tag or 0, multiple=False, verdict="retry" if method.requeue else "reject")
+    channel.settle(method.delivery_tag or 0, multiple=False, verdict="retry" if method.requeue else "fail")
 
 
 def _recover(channel: Channel, method: Basic.Recover) -> Frame:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _ENDLESS = 536_870_912
 """A body that RabbitMQ 4.3 does not even begin to read."""
+_ERLANG_LINE = 46
+"""How much of a term in an error text fits into a line, there where it stands."""
 
 
 class Content(NamedTuple):
@@ -255,17 +257,27 @@ class Publisher:
     def commit(self) -> bool:
         """Publish what the transaction holds, to where it was routed before; whether every queue took it."""
         held, self._tx = self._tx, []
-        if self._server.dialect.deleted_in_tx == "by-name":
-            held = [
-                (exchange, message, mandatory, self._now(exchange, message, queues))
-                for exchange, message, mandatory, queues in held
-            ]
-        gone = [queue.name for *_, queues in held for queue in queues if queue.is_deleted]
-        if gone and self._server.dialect.deleted_in_tx == "fatal":
-            resource = f'{{resource,<<"{self._channel.vhost.name}">>,queue,<<"{gone[0]}">>}}'
+        taken = True
+        for exchange, message, mandatory, queues in held:
+            if self._server.dialect.deleted_in_tx == "by-name":
+                queues = self._now(exchange, message, queues)
+            elif self._server.dialect.deleted_in_tx == "fatal":
+                queues = [self._successor(queue) for queue in queues]
+            taken &= self._route(exchange, message, mandatory, queues)
+        return taken
+
+    def _successor(self, queue: Queue) -> Queue:
+        """What RabbitMQ 4.3 finds by the name of *queue* when it commits; a classic one has to be the same."""
+        vhost = self._channel.vhost
+        found = vhost.queues.get(queue.name)
+        if found is None:
+            resource = f'{{resource,<<"{vhost.name}">>,queue,<<"{queue.name}">>}}'
+            if len(resource) > _ERLANG_LINE:
+                resource = resource.replace(",queue,", f",queue,\n{' ' * 35}")
             raise Refusal(506, f"failed to deliver message: {{not_found,\n{' ' * 31}{resource}}}")
-        taken = [self._route(*each) for each in held]
-        return all(taken)
+        if found.type != queue.type:
+            raise Refusal(541, "", class_id=0, method_id=0)
+        return queue if queue.type == "classic" else found
 
     def _now(self, exchange: Exchange, message: Stored, queues: Iterable[Queue]) -> list[Queue]:
         """The queues that have now the names of those that *message* was routed to."""

@@ -42,11 +42,13 @@ class Queue:
     """One queue.
 
     Attributes:
+        type: as ``x-queue-type`` names it.
         owner: the connection of an exclusive queue.
         unacked: how many of its messages are out for acknowledgement.
         is_deleted: whether it is gone; what is still out then leads nowhere.
     """
 
+    type = "classic"
     is_stream = False
 
     def __init__(
@@ -66,11 +68,10 @@ class Queue:
         self.auto_delete = auto_delete
         self.arguments: dict[str, Any] = dict(arguments or {})
         self.owner = owner
-        self.type = str(self.arguments.get("x-queue-type", "classic"))
-        self.consumers = Consumers(single_active=self.arguments.get("x-single-active-consumer") is True)
+        self._keeper = keeper
+        self.consumers = self._no_consumers()
         self.unacked = 0
         self.is_deleted = False
-        self._keeper = keeper
         self._clock = keeper.clock
         self._counts_failures = self.type in keeper.dialect.failures_counted_by
         self._priorities = self._number("x-max-priority") or 0
@@ -96,6 +97,13 @@ class Queue:
     def _number(self, name: str) -> int | None:
         value = self.arguments.get(name)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+    @property
+    def _has_single_active(self) -> bool:
+        return self.arguments.get("x-single-active-consumer") is True
+
+    def _no_consumers(self) -> Consumers:
+        return Consumers(single_active=self._has_single_active)
 
     @property
     def is_quorum(self) -> bool:
@@ -128,6 +136,7 @@ class Queue:
             self._may_expire = True
         entry = self._entry(message, priority, expires_at)
         if not self.backlog.count and (consumer := self.consumers.next()) is not None:
+            entry.redelivered = False  # whatever was before: RabbitMQ looks only at what it takes from a queue
             self._hand_out(consumer, entry)
             return True
         self.backlog.push(entry)
@@ -177,10 +186,6 @@ class Queue:
             consumers.refresh()
         try:
             while backlog.count and (consumer := consumers.next()) is not None:
-                if self._may_expire and self.is_quorum:
-                    self._expire()
-                    if not backlog.count:
-                        break
                 self._hand_out(consumer, backlog.pop())
                 if self._may_expire:
                     self._expire()
@@ -188,7 +193,6 @@ class Queue:
             self._is_dispatching = False
 
     def _hand_out(self, consumer: Consumer, entry: Entry) -> None:
-        entry.acquired += 1
         if not consumer.no_ack:
             self.unacked += 1
         consumer.taker.deliver(consumer, entry)
@@ -200,7 +204,6 @@ class Queue:
         if not self.backlog.count:
             return None
         entry = self.backlog.pop()
-        entry.acquired += 1
         if not no_ack:
             self.unacked += 1
         self._expire()
@@ -216,11 +219,11 @@ class Queue:
         """*entry* is done with."""
         self.unacked -= 1
 
-    def reject(self, entry: Entry) -> None:
-        """*entry* was refused for good."""
+    def reject(self, entry: Entry, *, failed: bool = True) -> None:
+        """*entry* was refused for good; *failed* says that it was by ``basic.reject``, which RabbitMQ 4.3 counts."""
         self.unacked -= 1
         if not self.is_deleted:
-            entry.failures += self._counts_failures
+            entry.failures += self._counts_failures and (failed or not self._keeper.dialect.counts_failures_only)
             self._die(entry, "rejected")
 
     def requeue(
@@ -277,9 +280,9 @@ class Queue:
         if self._expires is not None and not self.consumers and not self.is_deleted:
             self._unused = self._clock.call_later(self._expires, lambda: self._keeper.delete_queue(self))
 
-    def _expire(self) -> None:
+    def _expire(self, now: float | None = None) -> None:
         """Drop what has expired at the head, and be called again when the next one does."""
-        for entry in self.backlog.expired(self._clock.now()):
+        for entry in self.backlog.expired(self._clock.now() if now is None else now):
             self._die(entry, "expired")
         when = self.backlog.next_expiry()
         if when is None:
@@ -298,7 +301,7 @@ class Queue:
         """What a restart of the broker leaves: the persistent messages, and those of a quorum queue."""
         entries = self.backlog.clear()
         self.unacked = 0
-        self.consumers = Consumers(single_active=self.arguments.get("x-single-active-consumer") is True)
+        self.consumers = self._no_consumers()
         for entry in entries:
             if self.is_quorum or entry.message.is_persistent:
                 entry.redelivered = True

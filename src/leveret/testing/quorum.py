@@ -11,15 +11,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from leveret.testing.backlog import Backlog
+from leveret.testing.consumers import Consumer, Consumers, QuorumConsumers
 from leveret.testing.messages import HAS_EXPIRATION, HAS_PRIORITY, Entry, Stored
 from leveret.testing.queues import Keeper, Queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from leveret.testing.consumers import Consumer
     from leveret.types import FieldValue
 
+_SHARED = 2
+"""The number of priorities that share."""
 _EVERY_THIRD = 2
 """How many messages of high priority go before one of normal priority, if that is older (RabbitMQ 4.0)."""
 
@@ -65,7 +67,7 @@ class QuorumBacklog(Backlog):
         if self._returned:
             return self._returned
         ranks = sorted((rank for rank, entries in self._fresh.items() if entries), reverse=True)
-        if self._ranks == 2 and len(ranks) == 2 and self._turn == _EVERY_THIRD:
+        if self._ranks == _SHARED and len(ranks) == 2 and self._turn == _EVERY_THIRD:
             return min((self._fresh[rank] for rank in ranks), key=lambda entries: entries[0].position)
         return self._fresh[ranks[0]]
 
@@ -76,19 +78,34 @@ class QuorumBacklog(Backlog):
         entries = self._next()
         if entries is not self._returned:
             self._turn = (self._turn + 1) % (_EVERY_THIRD + 1)
+        return self._take(entries)
+
+    def _take(self, entries: deque[Entry]) -> Entry:
         entry = entries.popleft()
         self.count -= 1
         self.size -= len(entry.message.body)
         return entry
 
     def expired(self, now: float) -> Iterator[Entry]:
-        """Take what has expired at the head."""
-        while self.count and (when := self._next()[0].expires_at) is not None and when <= now:
+        """Take what has expired at the head; where priorities are strict, at the head of each."""
+        if self._ranks > _SHARED:
+            for entries in self._heads():
+                while entries and _is_over(entries[0], now):
+                    yield self._take(entries)
+        while self.count and _is_over(self._next()[0], now):
             yield self.pop()
 
+    def _heads(self) -> list[deque[Entry]]:
+        """Of what RabbitMQ looks at the heads."""
+        if self._ranks <= _SHARED:
+            return [self._next()] if self.count else []
+        ranked = (self._fresh[rank] for rank in sorted(self._fresh, reverse=True))
+        return [entries for entries in (self._returned, *ranked) if entries]
+
     def next_expiry(self) -> float | None:
-        """When the head expires."""
-        return self._next()[0].expires_at if self.count else None
+        """When the first of the heads expires."""
+        moments = [entries[0].expires_at for entries in self._heads()]
+        return min((each for each in moments if each is not None), default=None)
 
     def clear(self) -> list[Entry]:
         """Take all."""
@@ -99,14 +116,21 @@ class QuorumBacklog(Backlog):
         return entries
 
 
+def _is_over(entry: Entry, now: float) -> bool:
+    return entry.expires_at is not None and entry.expires_at <= now
+
+
 class Quorum(Queue):
     """A queue of type ``quorum``."""
+
+    type = "quorum"
 
     def __init__(self, name: str, keeper: Keeper, **options: Any) -> None:
         super().__init__(name, keeper, **options)
         self._dialect = keeper.dialect
         self.backlog = QuorumBacklog(self._dialect.quorum_priorities)
         self._refuses = False
+        self._settling: list[Consumer] = []  # once for each message that is not to be acknowledged
         if self._overflow == "reject-publish-dlx":
             self._overflow = "drop-head"  # which RabbitMQ logs, and does
         limit = self._number("x-delivery-limit")
@@ -128,17 +152,16 @@ class Quorum(Queue):
             self._refuses = not self._is_below(0.8)
             if self._refuses:
                 return False
+        began = self._clock.now()
         self._position += 1
         expires_at = None
         if self._ttl is not None or message.flags & HAS_EXPIRATION:
             expires_at = self._expiry_of(message, least=0.001)  # so that a TTL of 0 still reaches a consumer
             self._may_expire = True
         self.backlog.push(self._entry(message, self._rank(message), expires_at))
-        self.dispatch()
+        self._dispatch(began)  # for which no time passes meanwhile
         if rejects:
             self._refuses = not self._is_below(1)
-        elif self._is_limited:
-            self._drop_heads()
         if self._may_expire:
             self._expire()
         return True
@@ -148,7 +171,7 @@ class Quorum(Queue):
         if ranks == 1:
             return 0
         priority = message.priority if message.flags & HAS_PRIORITY else 4
-        return int(priority > 4) if ranks == 2 else min(priority, ranks - 1)
+        return int(priority > 4) if ranks == _SHARED else min(priority, ranks - 1)
 
     def _is_below(self, part: float) -> bool:
         backlog, length, size = self.backlog, self._max_length, self._max_bytes
@@ -158,8 +181,36 @@ class Quorum(Queue):
 
     # ------------------------------------------------------------------------------------------------ going out
 
+    def _no_consumers(self) -> Consumers:
+        yields = self._keeper.dialect.single_active_yields
+        return QuorumConsumers(single_active=self._has_single_active, yields=yields)
+
+    def dispatch(self) -> None:
+        """Hand out what waits to those who have room, and whose turn it is; drop what is too much then.
+
+        Who need not acknowledge has room for more as soon as that is done.
+        """
+        self._dispatch(self._clock.now())
+
+    def _dispatch(self, now: float) -> None:
+        self.consumers.review()
+        while True:
+            if self._may_expire:
+                self._expire(now)
+            super().dispatch()
+            if self._is_limited and self._overflow == "drop-head":
+                self._drop_heads()
+            if not self._settling:
+                break
+            for consumer in self._settling:
+                consumer.in_hand -= 1
+            self._settling.clear()
+
     def _hand_out(self, consumer: Consumer, entry: Entry) -> None:
         super()._hand_out(consumer, entry)
+        if consumer.no_ack and consumer.prefetch:
+            consumer.in_hand += 1
+            self._settling.append(consumer)
         self.consumers.set_aside(consumer)
 
     def properties_of(self, entry: Entry, *, by_get: bool = False) -> bytes:
@@ -203,8 +254,6 @@ class Quorum(Queue):
 
     def _came_back(self) -> None:
         self.dispatch()
-        if self._is_limited and self._overflow == "drop-head":
-            self._drop_heads()
         self._expire()
 
     def _retry_delay(self, entry: Entry, failed: bool) -> float | None:

@@ -35,6 +35,7 @@ class Stream(Queue):
     (500 MB by default), this broker single messages.
     """
 
+    type = "stream"
     is_stream = True
 
     def __init__(self, name: str, keeper: Keeper, **options: Any) -> None:
@@ -128,7 +129,7 @@ class Stream(Queue):
                 return self._first + index
         return self._first + len(self._log)
 
-    def reject(self, entry: Entry) -> None:
+    def reject(self, entry: Entry, *, failed: bool = True) -> None:
         """As settled: nothing leaves a stream that way."""
         self.settled(entry)
 

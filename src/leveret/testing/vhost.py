@@ -171,6 +171,8 @@ class VirtualHost:
         if name.startswith("amq."):
             raise Refusal(403, f"queue name '{name}' contains reserved prefix 'amq.*'")
         kind = arguments.get("x-queue-type", "classic")
+        if kind in self.dialect.default_types:
+            kind = "classic"
         if not name and kind != "classic":
             raise self._has_to_have_a_name(kind)
         durable = durable and not exclusive
@@ -189,7 +191,7 @@ class VirtualHost:
             )
             found.touch()
             return found
-        return self._new_queue(name or self._generated(), durable, exclusive, auto_delete, arguments, owner)
+        return self._new_queue(name or self._generated(), kind, durable, exclusive, auto_delete, arguments, owner)
 
     def _has_to_have_a_name(self, kind: object) -> Refusal:
         if isinstance(kind, str) and kind in _KINDS:
@@ -204,23 +206,26 @@ class VirtualHost:
     def _new_queue(
         self,
         name: str,
+        kind: str,
         durable: bool,
         exclusive: bool,
         auto_delete: bool,
         arguments: Mapping[str, Any],
         owner: object,
     ) -> Queue:
+        no_type = self.dialect.default_types
         check_declaration(
             name,
             self.name,
-            arguments,
+            {key: arguments[key] for key in arguments if key != "x-queue-type" or arguments[key] not in no_type},
             self.dialect.queue_arguments,
             self.dialect.unchecked_arguments,
+            self.dialect.queue_versions,
             durable=durable,
             exclusive=exclusive,
             auto_delete=auto_delete,
         )
-        queue = self.queues[name] = _KINDS[arguments.get("x-queue-type", "classic")](
+        queue = self.queues[name] = _KINDS[kind](
             name,
             self,
             durable=durable,
