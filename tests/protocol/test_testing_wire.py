@@ -261,3 +261,45 @@ def test_bytes_one_by_one_are_the_same(broker: Broker) -> None:
         for byte in b"AMQP\0\0\x09\x01":
             client.sock.sendall(bytes((byte,)))
         assert client.receive() == "0 Connection.Start"
+
+
+# -------------------------------------------------------------------------------------------------- transactions
+
+
+@pytest.mark.parametrize(
+    ("kind", "again", "answer"),
+    [
+        ("classic", "", "0 506 RESOURCE_ERROR - failed to deliver message: {not_found,"),
+        ("classic", "classic", "1 406 PRECONDITION_FAILED - partial tx completion 90.20"),
+        ("classic", "quorum", "0 541 INTERNAL_ERROR 0.0"),
+        ("quorum", "", "0 506 RESOURCE_ERROR - failed to deliver message: {not_found,"),
+        ("quorum", "quorum", "1 Tx.CommitOk"),
+    ],
+)
+def test_4_3_looks_for_queues_again_when_it_commits(kind: str, again: str, answer: str) -> None:
+    with Broker(version="4.3") as broker, Raw(broker.port) as client:
+        client.log_in()
+        client.open()
+
+        def call(method: frame.base.Frame) -> str:  # type: ignore[name-defined]
+            client.method(1, method)
+            return client.receive()
+
+        def declare(name: str, kind: str) -> None:
+            declared = call(commands.Queue.Declare(queue=name, durable=True, arguments={"x-queue-type": kind}))
+            assert declared == "1 Queue.DeclareOk"
+
+        call(commands.Channel.Open())
+        declare("first", "classic")
+        declare("q", kind)
+        call(commands.Tx.Select())
+        for name in ("first", "q"):
+            client.method(1, commands.Basic.Publish(routing_key=name))
+            client.send(2, 1, b"\x00\x3c\x00\x00" + bytes(10))
+        assert call(commands.Queue.Delete(queue="q")) == "1 Queue.DeleteOk"
+        if again:
+            declare("q", again)
+        assert call(commands.Tx.Commit()).startswith(answer)
+        assert len(broker.queues["first"].messages) == 1
+        if again:
+            assert len(broker.queues["q"].messages) == (answer == "1 Tx.CommitOk")

@@ -475,7 +475,7 @@ LINES = {
     "testing.faults": 70,
     "testing.messages": 210,
     "testing.backlog": 120,
-    "testing.consumers": 140,
+    "testing.consumers": 160,
     "testing.exchanges": 290,
     "testing.arguments": 260,
     "testing.queues": 330,

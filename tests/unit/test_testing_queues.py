@@ -139,6 +139,56 @@ def test_a_consumer_of_higher_priority_gets_all_until_it_is_full(bench: Bench) -
     assert [tag for tag, _, _ in bench.channel.got] == ["high", "high", "low"]
 
 
+def test_a_single_active_consumer_of_a_quorum_queue_makes_place_for_a_higher_one_when_it_has_nothing_left() -> None:
+    for version, expected in (("4.0", ["low", "high"]), ("3.10", ["low", "low"])):
+        bench = Bench(version)
+        queue = bench.queue(queue_type="quorum", single_active_consumer=True)
+        low = bench.consumer(queue, "low")
+        bench.publish(b"1")
+        bench.consumer(queue, "high", arguments={"x-priority": 5})
+        bench.publish(b"2")
+        if version == "4.0":
+            assert [tag for tag, _, _ in bench.channel.got] == ["low"]
+        low.in_hand = 0
+        queue.dispatch()
+        assert [tag for tag, _, _ in bench.channel.got] == expected
+
+
+def test_a_single_active_consumer_stays_when_the_higher_one_gives_up(bench: Bench) -> None:
+    queue = bench.queue(queue_type="quorum", single_active_consumer=True)
+    low = bench.consumer(queue, "low")
+    bench.publish(b"1")
+    queue.remove_consumer(bench.consumer(queue, "high", arguments={"x-priority": 5}))
+    bench.publish(b"2")
+    assert len(bench.channel.got) == 1
+    low.in_hand = 0
+    queue.dispatch()
+    assert [tag for tag, _, _ in bench.channel.got] == ["low", "low"]
+
+
+@pytest.mark.parametrize(("version", "expected"), [("3.10", "one"), ("4.0", "three"), ("4.3", "three")])
+def test_which_waiting_consumer_of_a_quorum_queue_is_the_next_active_one(version: str, expected: str) -> None:
+    bench = Bench(version)
+    queue = bench.queue(queue_type="quorum", single_active_consumer=True)
+    active = bench.consumer(queue, "zero")
+    for tag, prefetch in (("one", 1), ("three", 3), ("two", 2)):
+        bench.consumer(queue, tag, prefetch=prefetch)
+    queue.remove_consumer(active)
+    bench.publish(b"1")
+    assert [tag for tag, _, _ in bench.channel.got] == [expected]
+
+
+def test_a_consumer_keeps_its_turn_when_what_came_back_has_expired(bench: Bench) -> None:
+    queue = bench.queue(queue_type="quorum", message_ttl=10)
+    bench.consumer(queue, "one")
+    bench.publish(b"1", b"2")
+    bench.consumer(queue, "two")
+    bench.clock.advance(1)
+    queue.requeue(bench.channel.entries[1:])
+    bench.publish(b"3")
+    assert [tag for tag, _, _ in bench.channel.got] == ["one", "one", "one"]
+
+
 def test_a_single_active_consumer_is_followed_by_the_next(bench: Bench) -> None:
     queue = bench.queue(single_active_consumer=True)
     first = bench.consumer(queue, "first")
@@ -286,6 +336,26 @@ def test_3_10_puts_what_returns_to_the_end_without_a_limit() -> None:
     assert bodies(queue) == [b"2", b"1"]
 
 
+def test_4_0_puts_what_returns_to_the_end_without_its_priority_only_when_there_is_no_limit(bench: Bench) -> None:
+    for name, limit, order in (("endless", -1, [b"2", b"1"]), ("limited", 5, [b"1", b"2"])):
+        queue = bench.queue(name, queue_type="quorum", delivery_limit=limit)
+        bench.publish(b"1", to=name, priority=9)
+        bench.publish(b"2", to=name)
+        queue.requeue(take(queue, 1))
+        assert bodies(queue) == order
+
+
+def test_3_10_drops_what_comes_back_below_a_limit_of_zero_and_makes_room_for_two() -> None:
+    bench = Bench("3.10")
+    queue = bench.queue(queue_type="quorum", delivery_limit=-1)
+    consumer = bench.consumer(queue, prefetch=1)
+    bench.publish(b"1", b"2", b"3", b"4")
+    consumer.in_hand -= 1
+    queue.requeue(bench.channel.entries[:], consumer=consumer)
+    assert [body for _, body, _ in bench.channel.got] == [b"1", b"2", b"3"]
+    assert bodies(queue) == [b"4"]
+
+
 # ------------------------------------------------------------------------------------------------------- streams
 
 
@@ -323,6 +393,26 @@ def test_a_stream_drops_its_oldest(bench: Bench) -> None:
     assert [(entry.position, entry.message.body) for entry in bench.channel.entries] == [(1, b"67890"), (2, b"x")]
 
 
+@pytest.mark.parametrize(
+    ("version", "kept"), [("3.10", set[str]()), ("4.0", {"x-a", "x-t", "CC"}), ("4.3", {"x-a", "x-t", "CC"})]
+)
+def test_a_stream_loses_headers_that_are_arrays_or_tables(version: str, kept: set[str]) -> None:
+    bench = Bench(version)
+    queue = bench.queue(queue_type="stream")
+    bench.publish(b"1", headers={"a": [1], "t": {}, "x-a": [1], "x-t": {}, "CC": ["q"], "plain": 1})
+    [message] = queue.waiting()
+    assert message.headers.keys() == kept | {"plain"}
+
+
+@pytest.mark.parametrize(("version", "arrived"), [("3.10", []), ("4.0", [b"1"])])
+def test_dead_letters_reach_a_stream_from_4_0_on(version: str, arrived: list[bytes]) -> None:
+    bench = Bench(version)
+    bench.queue(max_length=0, dead_letter_exchange="", dead_letter_routing_key="dead")
+    dead = bench.queue("dead", queue_type="stream")
+    bench.publish(b"1")
+    assert bodies(dead) == arrived
+
+
 # -------------------------------------------------------------------------------------------------- dead letters
 
 
@@ -358,6 +448,74 @@ def test_3_10_knows_no_last_death() -> None:
     bench.publish(b"1")
     [message] = dead.waiting()
     assert not [name for name in message.headers if name.startswith("x-last")]
+
+
+def test_3_10_turns_the_older_deaths_round() -> None:
+    bench = Bench("3.10")
+    for name, to in (("q", "two"), ("two", "three"), ("three", "four")):
+        bench.queue(name, max_length=0, dead_letter_exchange="", dead_letter_routing_key=to)
+    last = bench.queue("four")
+    bench.publish(b"1")
+    [message] = last.waiting()
+    deaths: Any = message.headers["x-death"]
+    assert [death["queue"] for death in deaths] == ["three", "q", "two"]
+
+
+@pytest.mark.parametrize(
+    ("version", "kind", "redelivered"),
+    [
+        ("3.10", "quorum", [False, False, False]),
+        ("4.0", "classic", [False, False, False]),
+        ("4.0", "quorum", [True, True, False]),
+        ("4.3", "classic", [True, True, True]),
+        ("4.3", "quorum", [True, True, True]),
+    ],
+)
+def test_a_dead_letter_that_failed_counts_as_redelivered(version: str, kind: str, redelivered: list[bool]) -> None:
+    bench = Bench(version)
+    queue = bench.queue(queue_type=kind, max_length=1, dead_letter_exchange="", dead_letter_routing_key="dead")
+    dead = bench.queue("dead", queue_type=kind)
+    bench.publish(b"refused")
+    queue.reject(take(queue, 1)[0])
+    bench.publish(b"left")
+    queue.requeue(take(queue, 1), failed=True, ended=True)
+    bench.publish(b"given back")
+    queue.requeue(take(queue, 1), failed=True)
+    bench.publish(b"last")
+    assert [entry.redelivered for entry in take(dead, 3)] == redelivered
+
+
+def test_what_was_dead_keeps_its_count_on_the_way_through_another_queue(bench: Bench) -> None:
+    first = bench.queue(queue_type="quorum", dead_letter_exchange="", dead_letter_routing_key="two")
+    second = bench.queue("two", dead_letter_exchange="", dead_letter_routing_key="three")
+    third = bench.queue("three", queue_type="quorum")
+    bench.publish(b"1")
+    first.reject(take(first, 1)[0])
+    second.reject(take(second, 1)[0])
+    [entry] = take(third, 1)
+    assert count_of(third, entry) == 1
+    third.requeue([entry])
+    assert count_of(third, entry) == 1
+
+
+@pytest.mark.parametrize(("version", "counts"), [("4.0", [1, 1]), ("4.3", [1, 0])])
+def test_only_a_basic_reject_counts_as_a_failure_of_4_3(version: str, counts: list[int]) -> None:
+    bench = Bench(version)
+    queue = bench.queue(queue_type="quorum", dead_letter_exchange="", dead_letter_routing_key="dead")
+    dead = bench.queue("dead", queue_type="quorum")
+    bench.publish(b"rejected", b"nacked")
+    for entry, failed in zip(take(queue, 2), (True, False), strict=True):
+        queue.reject(entry, failed=failed)
+    assert [entry.failures for entry in take(dead, 2)] == counts
+
+
+def test_a_dead_letter_that_is_delivered_at_once_is_not_called_redelivered() -> None:
+    bench = Bench("4.3")
+    queue = bench.queue(dead_letter_exchange="", dead_letter_routing_key="dead")
+    bench.consumer(bench.queue("dead"))
+    bench.publish(b"1")
+    queue.reject(take(queue, 1)[0])
+    assert [redelivered for _, _, redelivered in bench.channel.got] == [False]
 
 
 def test_without_its_exchange_a_dead_letter_is_dropped(bench: Bench) -> None:

@@ -127,7 +127,7 @@ def test_nobody_publishes_as_somebody_else() -> None:
 
 def test_copies_go_to_cc_and_bcc() -> None:
     message = Stored.of("", "q", Properties(headers={"CC": ["a", 1], "BCC": ["b"]}), b"")
-    assert copies(message) == (("a", "b"), True)
+    assert copies(message) == (("a",), ("b",))
     with pytest.raises(Refusal, match='unacceptable_type_in_header,"CC",longstr'):
         copies(Stored.of("", "q", Properties(headers={"CC": "a"}), b""))
 

@@ -84,9 +84,12 @@ def _positive(value: Any, arguments: Mapping[str, Any]) -> str | None:
     return "{value_zero,0}" if _is_int(value) and value == 0 else _non_negative(value, arguments)
 
 
-def _version(value: Any, arguments: Mapping[str, Any]) -> str | None:
-    problem = _non_negative(value, arguments)
-    return f"\"unsupported queue version '{value}'\"" if problem is None and value not in {1, 2} else problem
+def _version(known: Container[int]) -> _Check:
+    def check(value: Any, arguments: Mapping[str, Any]) -> str | None:
+        problem = _non_negative(value, arguments)
+        return f"\"unsupported queue version '{value}'\"" if problem is None and value not in known else problem
+
+    return check
 
 
 def _flag(value: Any, _: Mapping[str, Any]) -> str | None:
@@ -120,7 +123,7 @@ _CHECKS: Final[dict[str, _Check]] = {
     "x-max-priority": _priority,
     "x-overflow": _one_of("invalid_overflow", "drop-head", "reject-publish", "reject-publish-dlx"),
     "x-queue-mode": _one_of("\"unsupported queue mode '{}'\"", "default", "lazy"),
-    "x-queue-version": _version,
+    "x-queue-version": _version((1, 2)),
     "x-single-active-consumer": _flag,
     "x-consumer-timeout": _non_negative,
     "x-consumer-disconnected-timeout": _non_negative,
@@ -140,6 +143,7 @@ def check_declaration(
     arguments: Mapping[str, Any],
     known: Mapping[str, tuple[str, ...]],
     unchecked: Container[str],
+    versions: Container[int],
     *,
     durable: bool,
     exclusive: bool,
@@ -151,6 +155,7 @@ def check_declaration(
         name, vhost, arguments, durable, exclusive, auto_delete: the declaration.
         known: the arguments that each type of queue knows.
         unchecked: those that may have any value.
+        versions: what ``x-queue-version`` may be.
 
     Raises:
         Refusal: 406.
@@ -159,11 +164,12 @@ def check_declaration(
     exchange = arguments.get("x-dead-letter-exchange", "")
     if not isinstance(exchange, str):
         raise Refusal(406, f"invalid type '{erlang_type(exchange)}' for arg 'x-dead-letter-exchange' in {called}")
-    _check_value("x-queue-type", arguments, called)
+    _check_value("x-queue-type", arguments, called, _CHECKS)
     kind: str = arguments.get("x-queue-type", "classic")
-    for key in _CHECKS:
+    checks = {**_CHECKS, "x-queue-version": _version(versions)}
+    for key in checks:
         if key in known[kind] and key not in unchecked:
-            _check_value(key, arguments, called)
+            _check_value(key, arguments, called, checks)
     others = {each for keys in known.values() for each in keys} - {*known[kind]}
     for key in arguments if "x-queue-type" in arguments else sorted(arguments):  # RabbitMQ sorts when it adds the type
         if key in others:
@@ -175,15 +181,28 @@ def check_declaration(
                 raise Refusal(406, f"invalid property '{flag}' for {called}")
 
 
-def _check_value(key: str, arguments: Mapping[str, Any], called: str) -> None:
-    if key in arguments and (problem := _CHECKS[key](arguments[key], arguments)) is not None:
+def _check_value(key: str, arguments: Mapping[str, Any], called: str, checks: Mapping[str, _Check]) -> None:
+    if key in arguments and (problem := checks[key](arguments[key], arguments)) is not None:
         raise Refusal(406, f"invalid arg '{key}' for {called}: {problem}")
 
 
 def assert_same(
-    queue: Queue, vhost: str, arguments: Mapping[str, Any], known: Iterable[str], *, durable: bool, auto_delete: bool
+    queue: Queue,
+    vhost: str,
+    arguments: Mapping[str, Any],
+    known: Iterable[str],
+    *,
+    adds_type: bool,
+    durable: bool,
+    auto_delete: bool,
 ) -> None:
-    """Refuse a declaration that does not fit the *queue* that is there; only *known* arguments are compared.
+    """Refuse a declaration that does not fit the *queue* that is there.
+
+    Args:
+        queue, vhost: what is there.
+        arguments, durable, auto_delete: the declaration.
+        known: the arguments that are compared.
+        adds_type: whether a queue without a type is told from others by ``classic``, or by nothing.
 
     Raises:
         Refusal: 406, with the first thing that differs.
@@ -195,7 +214,8 @@ def assert_same(
     ):
         if received != current:
             raise inequivalent(key, called, received, current)
-    assert_same_arguments(queue.arguments, arguments, called, known)
+    added = {"x-queue-type": "classic"} if adds_type else {}
+    assert_same_arguments(added | queue.arguments, {**added, **arguments}, called, known)
 
 
 def assert_same_arguments(
@@ -204,9 +224,9 @@ def assert_same_arguments(
     """Refuse arguments that differ in one of *keys*."""
     for key in keys:
         old, new = current.get(key, _NONE), received.get(key, _NONE)
-        if key == "x-queue-type":
-            old, new = (("classic" if value is _NONE else value) for value in (old, new))
         if old is _NONE and new is _NONE:
+            continue
+        if key == "x-queue-type" and [old, new] in ([_NONE, "classic"], ["classic", _NONE]):
             continue
         if _class(old) != _class(new) or old != new:
             if old is not _NONE and new is not _NONE:
@@ -218,9 +238,8 @@ def assert_same_arguments(
 
 def inequivalent(key: str, called: str, received: object, current: object) -> Refusal:
     """Two plain values that differ."""
-    return Refusal(
-        406, f"inequivalent arg '{key}' for {called}: received '{plain(received)}' but current is '{plain(current)}'"
-    )
+    received, current = ("none" if value is None else f"'{plain(value)}'" for value in (received, current))
+    return Refusal(406, f"inequivalent arg '{key}' for {called}: received {received} but current is {current}")
 
 
 _NONE: Final = object()

@@ -17,12 +17,12 @@ from leveret.testing import frames
 from leveret.testing.consumers import Consumer
 from leveret.testing.messages import Entry, Stored
 from leveret.testing.publishing import Publisher
-from leveret.testing.refusals import Refusal, octets
+from leveret.testing.refusals import Refusal, octets, queue_name
 from leveret.wire.codec import METHOD
 from leveret.wire.methods import make
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from leveret.testing.queues import Queue
     from leveret.testing.session import Session
@@ -44,7 +44,7 @@ class Channel:
     Attributes:
         mode: ``"confirm"``, ``"tx"`` or neither.
         prefetch: what the next consumer may have in hand; 0 is any number.
-        global_prefetch: what all consumers together may.
+        global_prefetch: what all consumers of classic queues together may.
         is_closing: whether the broker closed it and waits for the client's close-ok.
         timed_out: whether it was closed because an ack was overdue, which RabbitMQ repeats.
         queue: the name of the queue that was declared last, which an empty name means.
@@ -66,7 +66,7 @@ class Channel:
         self.queue = ""
         self.reply_consumer: Consumer | None = None
         self.reply_token = ""
-        self._in_hand = 0  # of consumers, for the global prefetch
+        self._volume = 0  # what counts for the global prefetch
         self._next_tag = 1
         self.publisher = Publisher(self)
         self._tx_settled: list[tuple[list[Unacked], str]] = []
@@ -99,11 +99,26 @@ class Channel:
         """Whether there is room for one more message of *consumer*."""
         if not self.session.can_write:
             return False
-        if consumer.no_ack:
-            return True
         if consumer.prefetch and consumer.in_hand >= consumer.prefetch:
             return False
-        return not self.global_prefetch or self._in_hand < self.global_prefetch
+        if not self.global_prefetch or self._volume < self.global_prefetch:
+            return True
+        return self.vhost.queues[consumer.queue_name].type != "classic"
+
+    def set_prefetch(self, count: int, *, of_channel: bool) -> None:
+        """``basic.qos``: how many messages each further consumer, or all of the channel, may have in hand.
+
+        As in RabbitMQ, a prefetch of consumers ends that of the channel; when that begins, it counts what was fetched
+        by ``basic.get`` as well.
+        """
+        had_limit = self.global_prefetch > 0
+        if not of_channel:
+            self.prefetch = count
+        elif not had_limit:
+            self._volume = len(self.unacked)
+        self.global_prefetch = count if of_channel else 0
+        if had_limit:
+            self.dispatch()
 
     def deliver(self, consumer: Consumer, entry: Entry) -> None:
         """Send *entry* to the client."""
@@ -113,7 +128,8 @@ class Channel:
         queue = self.vhost.queues[consumer.queue_name]
         if not consumer.no_ack:
             consumer.in_hand += 1
-            self._in_hand += 1
+            if self.global_prefetch and queue.type == "classic":
+                self._volume += 1
             self.unacked[tag] = Unacked(tag, queue, entry, consumer, self.server.clock.now())
         self.session.send(
             frames.encode_deliver(self.number, consumer.encoded_tag, tag, entry.redelivered, message.route)
@@ -161,9 +177,9 @@ class Channel:
         queue = unacked.queue
         queue.settled(unacked.entry)
         if unacked.consumer is not None:
-            self._make_room(unacked.consumer)
+            unacked.consumer.in_hand -= 1
             if self.global_prefetch:
-                self.dispatch()
+                self._make_room(1)
             elif queue.ready or queue.consumers.has_blocked:
                 queue.dispatch()
 
@@ -173,7 +189,8 @@ class Channel:
         Args:
             tag: the delivery tag; 0 with *multiple* is all.
             multiple: whether those before it are meant as well.
-            verdict: ``ack``, ``reject``, ``requeue``, or ``retry``, which is ``basic.reject`` with requeue.
+            verdict: ``ack``, ``discard`` or ``requeue``; or ``fail`` and ``retry``, which are the same by
+                ``basic.reject``.
 
         Raises:
             Refusal: 406: there is no such delivery.
@@ -202,26 +219,35 @@ class Channel:
             del self.unacked[each.tag]
         return found
 
-    def _settle(self, found: Iterable[Unacked], verdict: str) -> None:
+    def _settle(self, found: Collection[Unacked], verdict: str) -> None:
         for queue, group in _by_consumer(found):
+            if (
+                verdict != "ack"
+                and queue.is_stream
+                and not queue.is_deleted
+                and self.server.dialect.streams_refuse_nacks
+            ):
+                called = queue_name(queue.name, self.vhost.name)
+                raise Refusal(540, f"basic.nack and basic.reject not supported by stream queues {called}")
             for each in group:
                 if each.consumer is not None:
-                    self._make_room(each.consumer)
+                    each.consumer.in_hand -= 1
             if verdict in {"requeue", "retry"}:
-                queue.requeue([each.entry for each in group], failed=verdict == "retry")
+                queue.requeue([each.entry for each in group], failed=verdict == "retry", consumer=group[0].consumer)
                 continue
             for each in group:
                 if verdict == "ack":
                     queue.settled(each.entry)
                 else:
-                    queue.reject(each.entry)
+                    queue.reject(each.entry, failed=verdict == "fail")
             queue.dispatch()
         if self.global_prefetch:
-            self.dispatch()
+            self._make_room(sum(each.consumer is not None for each in found))
 
-    def _make_room(self, consumer: Consumer) -> None:
-        consumer.in_hand -= 1
-        self._in_hand -= 1
+    def _make_room(self, count: int) -> None:
+        if self._volume:
+            self._volume -= count
+        self.dispatch()
 
     def dispatch(self) -> None:
         """Look whether what this channel consumes has more for it."""
@@ -231,8 +257,16 @@ class Channel:
                 queue.dispatch()
 
     def recover(self) -> None:
-        """Requeue all that waits for its ack."""
+        """Requeue all that waits for its ack.
+
+        Raises:
+            Refusal: 541: it is a stream's.
+        """
         found = list(self.unacked.values())
+        if self.server.dialect.streams_refuse_nacks and any(
+            each.queue.is_stream and not each.queue.is_deleted for each in found
+        ):
+            raise Refusal(541, "", class_id=0, method_id=0)
         self.unacked.clear()
         self._settle(found, "requeue")
 

@@ -127,6 +127,13 @@ class Consumers:
             self._turns = dict(sorted(self._turns.items(), reverse=True))
         self._turns[consumer.priority].append(consumer)
 
+    def _heir(self) -> Consumer | None:
+        """Who is to be the single active one: of the highest priority; of equals, the first that came."""
+        return max(self._order, key=lambda each: each.priority, default=None)
+
+    def review(self) -> None:
+        """Look whether the single active one has to make place; that of a classic queue never has."""
+
     def _activate(self, consumer: Consumer | None) -> None:
         self.active = consumer
         self._turns.clear()
@@ -140,8 +147,7 @@ class Consumers:
             return
         self._order.remove(consumer)
         if self.active is consumer:
-            # The one of the highest priority; of equals, the first that came.
-            self._activate(max(self._order, key=lambda each: each.priority, default=None))
+            self._activate(self._heir())
         elif consumer in self._blocked:
             self._blocked.remove(consumer)
         elif not self.is_single_active:
@@ -183,3 +189,52 @@ class Consumers:
                     return consumer
                 self._blocked.append(turns.popleft())
         return None
+
+
+_MUCH = 2000
+"""The prefetch of a quorum queue's consumer that has none."""
+
+
+class QuorumConsumers(Consumers):
+    """The consumers of a quorum queue.
+
+    Args:
+        single_active: as for all.
+        yields: whether the single active one makes place for one of higher priority, as soon as it has nothing in hand:
+            until then it gets no more (RabbitMQ 4.0). Otherwise priorities mean nothing to it.
+    """
+
+    __slots__ = ("_is_leaving", "_yields")
+
+    def __init__(self, *, single_active: bool, yields: bool) -> None:
+        super().__init__(single_active=single_active)
+        self._yields = yields
+        self._is_leaving = False
+
+    def _heir(self) -> Consumer | None:
+        if not self._yields:
+            return self._order[0] if self._order else None
+        return max(self._order, key=lambda each: (each.priority, each.prefetch or _MUCH, -each.number), default=None)
+
+    def _activate(self, consumer: Consumer | None) -> None:
+        self._is_leaving = False
+        super()._activate(consumer)
+
+    def review(self) -> None:
+        """Look whether the single active one has to make place."""
+        active = self.active
+        if active is None or not self._yields:
+            return
+        heir = self._heir()
+        if heir is not None and (self._is_leaving or heir.priority > active.priority):
+            if not active.in_hand:
+                self._activate(heir)
+            elif not self._is_leaving:
+                self._is_leaving = True
+                self._turns.clear()
+                self._blocked = [active]
+
+    def refresh(self) -> None:
+        """Let those queue up again who have room again, and do not leave."""
+        if not self._is_leaving:
+            super().refresh()

@@ -38,9 +38,10 @@ def dead_letter(
 
     Args:
         queue: what it left, for *reason*.
-        routing_key: ``x-dead-letter-routing-key``; ``None`` keeps its own, and those of its ``CC``.
+        routing_key: ``x-dead-letter-routing-key``; ``None`` keeps its own, and those of its ``CC`` and ``BCC``.
         wall: seconds since 1970.
-        has_last_death: whether ``x-last-death-…`` are written, and ``CC`` is kept, as RabbitMQ does from 3.13 on.
+        has_last_death: whether ``x-last-death-…`` are written, ``CC`` is kept, and so is the order of older deaths, as
+            RabbitMQ does from 3.13 on.
     """
     found = decode_properties(message.properties)
     properties = found.properties
@@ -55,6 +56,8 @@ def dead_letter(
         "routing-keys": [message.routing_key, *message.also],
     }
     deaths = deaths_of(message)
+    if not has_last_death:
+        deaths.reverse()
     for index, known in enumerate(deaths):
         if (known.get("queue"), known.get("reason")) == (queue, reason):
             count = known.get("count", 0)
@@ -76,15 +79,17 @@ def dead_letter(
             "x-last-death-queue": queue,
             "x-last-death-reason": reason,
         }
-    also = message.also
+    also, blind = message.also, message.blind
     if routing_key is not None:
-        also = ()
+        also = blind = ()
         if not has_last_death:
             headers.pop("CC", None)
     # A dead letter does not expire again by what it was published with: it would be dead in every queue.
     properties = properties._replace(headers=headers, expiration=None)
     route = encode_route(exchange, message.routing_key if routing_key is None else routing_key)
-    return Stored(route, encode_properties(properties), message.body, also)
+    dead = Stored(route, encode_properties(properties), message.body, also)
+    dead.blind = blind
+    return dead
 
 
 def is_cycle(message: Stored, queue: str) -> bool:

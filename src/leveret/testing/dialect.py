@@ -31,14 +31,20 @@ class Dialect:
         min_frame_max: the least that a client may tune to.
         unknown_type_is_hard: an unknown exchange type closes the connection (503).
         names_permission: a refused access says which permission is missing.
+        adds_queue_type: a declaration without ``x-queue-type`` is taken as if it said ``classic``, in error texts too.
         default_delivery_limit: of quorum queues; ``None`` is no limit.
+        negative_is_no_limit: an ``x-delivery-limit`` below 0 is none; otherwise what comes back once is dropped.
         quorum_returns_by_name: what a channel that ends had of a quorum queue goes back by the tags of its consumers,
             otherwise by their age, and what was fetched last.
         quorum_priorities: how many priorities quorum queues have; 1 is none, 2 are normal and high, more are strict.
         quorum_requeues_at_end: what returns to a quorum queue without a delivery limit goes to its end.
+        single_active_yields: the single active consumer of a quorum queue makes place for one of higher priority.
         tells_first_get: ``basic.get`` from a quorum queue gives ``x-delivery-count: 0`` with a message that is new.
         counts_failures_only: ``basic.nack`` does not count as a delivery of a quorum queue, ``basic.reject`` does;
             ``x-acquired-count`` counts all, and ``x-delayed-retry-…`` work.
+        failures_counted_by: types of queues that count, and tell by a dead letter, how often a delivery was refused or
+            lost with its channel; where such a dead letter arrives, it counts as redelivered.
+        drops_make_room: what a quorum queue drops for its delivery limit makes room for two messages.
         has_global_prefetch: ``basic.qos`` with ``global`` is about the channel; otherwise it is as without.
         returns_replies: a mandatory direct reply is delivered, and returned all the same.
         crashes_on_bad_values: a stream offset, or the type of a queue without a name, that there is not closes the
@@ -50,11 +56,18 @@ class Dialect:
         has_local_random: exchanges of type ``x-local-random``.
         queue_arguments: type of queue → the arguments that it knows, in the order in which they are compared.
         streams_tell_durability: what comes out of a stream has a ``delivery_mode``, 1 where it came in without.
+        streams_keep_annotations: of the headers that are arrays or tables, a stream keeps ``CC`` and those that begin
+            with ``x-``; otherwise none.
+        streams_take_dead_letters: otherwise they vanish.
+        quotes_streams: what the refusals of a consumer call a stream.
+        streams_refuse_nacks: what a stream delivered can be acknowledged, nothing else.
         holds_replies: a direct reply in a transaction waits for its commit.
-        deleted_in_tx: a commit of what was routed to a queue that is gone is ``"fine"``, ``"partial"`` (406), or closes
-            the connection: ``"fatal"`` (506).
+        deleted_in_tx: a commit of what was routed to a queue that is gone reaches what has its name then, or nothing:
+            ``"by-name"``; or it is ``"partial"`` (406), or closes the connection: ``"fatal"`` (506).
         checks_user_first: a wrong ``user_id`` is refused before a wrong ``expiration`` or ``CC``, not after it.
+        default_types: what as an ``x-queue-type`` is as none.
         unchecked_arguments: those that may have any value.
+        queue_versions: what ``x-queue-version`` may be.
         quorum_in_text: what the refusal of a ``basic.get`` calls a quorum queue.
         consumer_arguments: type of queue → the arguments that its consumers know.
     """
@@ -66,12 +79,17 @@ class Dialect:
     min_frame_max: int
     unknown_type_is_hard: bool
     names_permission: bool
+    adds_queue_type: bool
     default_delivery_limit: int | None
+    negative_is_no_limit: bool
     quorum_returns_by_name: bool
     quorum_priorities: int
     quorum_requeues_at_end: bool
+    single_active_yields: bool
     tells_first_get: bool
     counts_failures_only: bool
+    failures_counted_by: tuple[str, ...]
+    drops_make_room: bool
     has_global_prefetch: bool
     returns_replies: bool
     crashes_on_bad_values: bool
@@ -82,10 +100,16 @@ class Dialect:
     has_local_random: bool
     queue_arguments: Mapping[str, tuple[str, ...]]
     streams_tell_durability: bool
+    streams_keep_annotations: bool
+    streams_take_dead_letters: bool
+    quotes_streams: bool
+    streams_refuse_nacks: bool
     holds_replies: bool
-    deleted_in_tx: Literal["fine", "partial", "fatal"]
+    deleted_in_tx: Literal["by-name", "partial", "fatal"]
     checks_user_first: bool
+    default_types: tuple[str, ...]
     unchecked_arguments: tuple[str, ...]
+    queue_versions: tuple[int, ...]
     quorum_in_text: str
     consumer_arguments: Mapping[str, tuple[str, ...]]
 
@@ -171,12 +195,17 @@ _3_10: Final = Dialect(
     min_frame_max=4096,
     unknown_type_is_hard=True,
     names_permission=False,
+    adds_queue_type=False,
     default_delivery_limit=None,
+    negative_is_no_limit=False,
     quorum_returns_by_name=True,
     quorum_priorities=1,
     quorum_requeues_at_end=True,
+    single_active_yields=False,
     tells_first_get=True,
     counts_failures_only=False,
+    failures_counted_by=(),
+    drops_make_room=True,
     has_global_prefetch=True,
     returns_replies=True,
     crashes_on_bad_values=True,
@@ -187,10 +216,16 @@ _3_10: Final = Dialect(
     has_local_random=False,
     queue_arguments={"classic": _CLASSIC, "quorum": _QUORUM, "stream": _STREAM},
     streams_tell_durability=False,
+    streams_keep_annotations=False,
+    streams_take_dead_letters=False,
+    quotes_streams=True,
+    streams_refuse_nacks=True,
     holds_replies=False,
-    deleted_in_tx="fine",
+    deleted_in_tx="by-name",
     checks_user_first=True,
+    default_types=(),
     unchecked_arguments=(),
+    queue_versions=(1, 2),
     quorum_in_text="quorum",
     consumer_arguments={
         "classic": ("x-cancel-on-ha-failover", "x-priority", "x-credit"),
@@ -206,12 +241,17 @@ _4_0: Final = Dialect(
     min_frame_max=4096,
     unknown_type_is_hard=False,
     names_permission=True,
+    adds_queue_type=True,
     default_delivery_limit=20,
+    negative_is_no_limit=True,
     quorum_returns_by_name=False,
     quorum_priorities=2,
-    quorum_requeues_at_end=False,
+    quorum_requeues_at_end=True,
+    single_active_yields=True,
     tells_first_get=False,
     counts_failures_only=False,
+    failures_counted_by=("quorum",),
+    drops_make_room=False,
     has_global_prefetch=True,
     returns_replies=True,
     crashes_on_bad_values=True,
@@ -222,10 +262,16 @@ _4_0: Final = Dialect(
     has_local_random=True,
     queue_arguments={"classic": (*_CLASSIC, "x-queue-leader-locator"), "quorum": _QUORUM, "stream": _STREAM},
     streams_tell_durability=True,
+    streams_keep_annotations=True,
+    streams_take_dead_letters=True,
+    quotes_streams=False,
+    streams_refuse_nacks=False,
     holds_replies=False,
     deleted_in_tx="partial",
     checks_user_first=False,
+    default_types=("undefined",),
     unchecked_arguments=(),
+    queue_versions=(1, 2),
     quorum_in_text="quorum",
     consumer_arguments={"classic": ("x-priority",), "quorum": ("x-priority",), "stream": _STREAM_CONSUMERS},
 )
@@ -237,12 +283,17 @@ _4_3: Final = Dialect(
     min_frame_max=8192,
     unknown_type_is_hard=False,
     names_permission=True,
+    adds_queue_type=True,
     default_delivery_limit=20,
+    negative_is_no_limit=True,
     quorum_returns_by_name=False,
     quorum_priorities=32,
     quorum_requeues_at_end=False,
+    single_active_yields=True,
     tells_first_get=False,
     counts_failures_only=True,
+    failures_counted_by=("classic", "quorum"),
+    drops_make_room=False,
     has_global_prefetch=False,
     returns_replies=False,
     crashes_on_bad_values=False,
@@ -272,10 +323,16 @@ _4_3: Final = Dialect(
         ),
     },
     streams_tell_durability=True,
+    streams_keep_annotations=True,
+    streams_take_dead_letters=True,
+    quotes_streams=False,
+    streams_refuse_nacks=False,
     holds_replies=True,
     deleted_in_tx="fatal",
     checks_user_first=False,
+    default_types=("", "undefined"),
     unchecked_arguments=("x-queue-mode",),
+    queue_versions=(2,),
     quorum_in_text='<<"quorum">>',
     consumer_arguments={
         "classic": ("x-priority",),

@@ -40,16 +40,20 @@ class Stored:
     Attributes:
         route: exchange and routing key, encoded as they stand in ``basic.publish`` and ``basic.deliver``.
         properties: flags and values as they stand in the content header.
-        also: further routing keys (``CC``), which dead letters keep.
+        also: further routing keys (``CC``).
+        blind: those (``BCC``) that nobody is to see.
+        failures: of a dead letter, how often its delivery has failed, as far as that counts.
     """
 
-    __slots__ = ("also", "body", "properties", "route")
+    __slots__ = ("also", "blind", "body", "failures", "properties", "route")
 
     def __init__(self, route: bytes, properties: bytes, body: bytes, also: tuple[str, ...] = ()) -> None:
         self.route = route
         self.properties = properties
         self.body = body
         self.also = also
+        self.blind: tuple[str, ...] = ()
+        self.failures = 0
 
     @classmethod
     def of(cls, exchange: str, routing_key: str, properties: Properties, body: bytes) -> Stored:
@@ -103,8 +107,9 @@ class Stored:
 
     def changed(self, **properties: Any) -> Stored:
         """The same message with other properties."""
-        changed = self.decoded()._replace(**properties)
-        return Stored(self.route, encode_properties(changed), self.body, self.also)
+        changed = Stored(self.route, encode_properties(self.decoded()._replace(**properties)), self.body, self.also)
+        changed.blind = self.blind
+        return changed
 
     def with_headers(self, headers: Mapping[str, FieldValue]) -> bytes:
         """Its properties with more *headers*; as they are when malformed."""
@@ -128,11 +133,11 @@ class Entry:
         position: its place; smaller is earlier.
         expires_at: the clock's time, ``None`` is never.
         redelivered: whether it was delivered before.
-        returns: how often it came back to a quorum queue, as far as that counts (``x-delivery-count``).
-        acquired: how often it was handed out.
+        returns: how often it came back to a quorum queue.
+        failures: how often its delivery has failed, here and where it was before as a dead letter.
     """
 
-    __slots__ = ("acquired", "expires_at", "message", "position", "priority", "redelivered", "returns")
+    __slots__ = ("expires_at", "failures", "message", "position", "priority", "redelivered", "returns")
 
     def __init__(self, message: Stored, position: int, priority: int, expires_at: float | None) -> None:
         self.message = message
@@ -141,7 +146,7 @@ class Entry:
         self.expires_at = expires_at
         self.redelivered = False
         self.returns = 0
-        self.acquired = 0
+        self.failures = message.failures
 
     def __lt__(self, other: Entry) -> bool:
         return self.position < other.position
@@ -177,22 +182,22 @@ def check_expiration(text: str) -> None:
     raise Refusal(406, f"invalid expiration '{text}': {problem}")
 
 
-def copies(message: Stored) -> tuple[tuple[str, ...], bool]:
-    """The routing keys in ``CC`` and ``BCC``, and whether there is a ``BCC``, which nobody is to see.
+def copies(message: Stored) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The routing keys in ``CC`` and in ``BCC``.
 
     Raises:
         Refusal: 406: one of them is no array of strings.
     """
-    keys: list[str] = []
+    keys: list[tuple[str, ...]] = []
     headers = message.headers
     for name in ("CC", "BCC"):
         value = headers.get(name)
         if value is None:
-            continue
+            value = []
         if not isinstance(value, list):
             raise Refusal(406, f'invalid message: {{unacceptable_type_in_header,"{name}",{erlang_type(value)}}}')
-        keys += [item for item in value if isinstance(item, str)]
-    return tuple(keys), "BCC" in headers
+        keys.append(tuple(item for item in value if isinstance(item, str)))
+    return keys[0], keys[1]
 
 
 def erlang_type(value: object) -> str:

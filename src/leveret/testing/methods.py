@@ -219,11 +219,8 @@ def _check_ends(channel: Channel, source: str, target: Target) -> None:
 def _qos(channel: Channel, method: Basic.Qos) -> Frame:
     if method.prefetch_size:
         raise Refusal(540, f"prefetch_size!=0 ({method.prefetch_size})")
-    if method.global_ and channel.server.dialect.has_global_prefetch:
-        channel.global_prefetch = method.prefetch_count
-        channel.dispatch()
-    else:
-        channel.prefetch = method.prefetch_count
+    is_global = method.global_ and channel.server.dialect.has_global_prefetch
+    channel.set_prefetch(method.prefetch_count, of_channel=is_global)
     return make(Basic.QosOk)
 
 
@@ -249,19 +246,10 @@ def _consume(channel: Channel, method: Basic.Consume) -> Frame | None:
     alone = method.exclusive and (consumers or queue.consumers.is_single_active)
     if queue.type == "classic" and (alone or any(each.exclusive for each in consumers)):
         raise Refusal(403, f"{called} in exclusive use")
-    if queue.type == "quorum" and channel.global_prefetch:
-        raise Refusal(540, f"{called} does not support global qos")
     if queue.is_stream:
-        if not channel.prefetch:
-            raise Refusal(406, f"consumer prefetch count is not set for stream {called}")
-        if method.no_ack:
-            raise Refusal(540, f"automatic acknowledgement not supported by stream {called}")
-        offset = arguments.get("x-stream-offset", "next")
-        if not is_offset(offset):
-            if channel.server.dialect.crashes_on_bad_values:
-                raise Refusal(541, "", class_id=0, method_id=0)
-            problem = f'{{invalid_stream_offset_arg,{{{erlang_type(offset)},<<"{offset}">>}}}}'
-            raise Refusal(406, f"invalid arg 'x-stream-offset' for {called}: {problem}")
+        _check_reader(channel, method, arguments.get("x-stream-offset", "next"), called)
+    if queue.type != "classic" and channel.global_prefetch:
+        raise Refusal(540, f"{called} does not support global qos")
     consumer = Consumer(
         tag,
         name,
@@ -277,6 +265,22 @@ def _consume(channel: Channel, method: Basic.Consume) -> Frame | None:
     channel.consumers[tag] = consumer
     queue.add_consumer(consumer)
     return None
+
+
+def _check_reader(channel: Channel, method: Basic.Consume, offset: object, called: str) -> None:
+    """Refuse a consumer that the stream *called* cannot have."""
+    dialect = channel.server.dialect
+    if not is_offset(offset):
+        if dialect.crashes_on_bad_values:
+            raise Refusal(541, "", class_id=0, method_id=0)
+        problem = f'{{invalid_stream_offset_arg,{{{erlang_type(offset)},<<"{offset}">>}}}}'
+        raise Refusal(406, f"invalid arg 'x-stream-offset' for {called}: {problem}")
+    if not channel.prefetch:
+        stream = f"'{called}'" if dialect.quotes_streams else f"stream {called}"
+        raise Refusal(406, f"consumer prefetch count is not set for {stream}")
+    if method.no_ack:
+        streams = "stream queues" if dialect.quotes_streams else "stream"
+        raise Refusal(540, f"automatic acknowledgement not supported by {streams} {called}")
 
 
 def _unknown(arguments: Iterable[str], known: Mapping[str, tuple[str, ...]], kind: str) -> list[str]:
@@ -328,12 +332,12 @@ def _ack(channel: Channel, method: Basic.Ack) -> None:
 
 
 def _nack(channel: Channel, method: Basic.Nack) -> None:
-    verdict = "requeue" if method.requeue else "reject"
+    verdict = "requeue" if method.requeue else "discard"
     channel.settle(method.delivery_tag, multiple=method.multiple, verdict=verdict)
 
 
 def _reject(channel: Channel, method: Basic.Reject) -> None:
-    channel.settle(method.delivery_tag or 0, multiple=False, verdict="retry" if method.requeue else "reject")
+    channel.settle(method.delivery_tag or 0, multiple=False, verdict="retry" if method.requeue else "fail")
 
 
 def _recover(channel: Channel, method: Basic.Recover) -> Frame:

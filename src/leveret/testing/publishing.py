@@ -24,12 +24,16 @@ from leveret.testing.vhost import REPLY_TO
 from leveret.wire.codec import BODY, HEADER, decode_content_header, encode_ack, encode_nack
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from leveret.testing.channel import Channel
     from leveret.testing.exchanges import Exchange
     from leveret.testing.queues import Queue
 
 _ENDLESS = 536_870_912
 """A body that RabbitMQ 4.3 does not even begin to read."""
+_ERLANG_LINE = 46
+"""How much of a term in an error text fits into a line, there where it stands."""
 
 
 class Content(NamedTuple):
@@ -179,10 +183,10 @@ class Publisher:
             self._body = []
 
     def _with_copies(self, message: Stored) -> Stored:
-        keys, has_bcc = copies(message)
-        if has_bcc:
+        also, blind = copies(message)
+        if "BCC" in message.headers:  # which nobody is to see
             message = message.changed(headers={k: v for k, v in message.headers.items() if k != "BCC"})
-        message.also = keys
+        message.also, message.blind = also, blind
         return message
 
     def _with_reply_address(self, message: Stored) -> Stored:
@@ -190,9 +194,7 @@ class Publisher:
             return message
         if self._channel.reply_consumer is None:
             raise Refusal(406, "fast reply consumer does not exist")
-        changed = message.changed(reply_to=f"{REPLY_TO}.{self._channel.reply_token}")
-        changed.also = message.also
-        return changed
+        return message.changed(reply_to=f"{REPLY_TO}.{self._channel.reply_token}")
 
     def _route(self, exchange: Exchange, message: Stored, mandatory: bool, queues: list[Queue] | None = None) -> bool:
         routed, taken = self._channel.vhost.publish(exchange, message, queues)
@@ -255,12 +257,34 @@ class Publisher:
     def commit(self) -> bool:
         """Publish what the transaction holds, to where it was routed before; whether every queue took it."""
         held, self._tx = self._tx, []
-        gone = [queue.name for *_, queues in held for queue in queues if queue.is_deleted]
-        if gone and self._server.dialect.deleted_in_tx == "fatal":
-            resource = f'{{resource,<<"{self._channel.vhost.name}">>,queue,<<"{gone[0]}">>}}'
+        taken = True
+        for exchange, message, mandatory, queues in held:
+            if self._server.dialect.deleted_in_tx == "by-name":
+                queues = self._now(exchange, message, queues)
+            elif self._server.dialect.deleted_in_tx == "fatal":
+                queues = [self._successor(queue) for queue in queues]
+            taken &= self._route(exchange, message, mandatory, queues)
+        return taken
+
+    def _successor(self, queue: Queue) -> Queue:
+        """What RabbitMQ 4.3 finds by the name of *queue* when it commits; a classic one has to be the same."""
+        vhost = self._channel.vhost
+        found = vhost.queues.get(queue.name)
+        if found is None:
+            resource = f'{{resource,<<"{vhost.name}">>,queue,<<"{queue.name}">>}}'
+            if len(resource) > _ERLANG_LINE:
+                resource = resource.replace(",queue,", f",queue,\n{' ' * 35}")
             raise Refusal(506, f"failed to deliver message: {{not_found,\n{' ' * 31}{resource}}}")
-        taken = [self._route(*each) for each in held]
-        return all(taken)
+        if found.type != queue.type:
+            raise Refusal(541, "", class_id=0, method_id=0)
+        return queue if queue.type == "classic" else found
+
+    def _now(self, exchange: Exchange, message: Stored, queues: Iterable[Queue]) -> list[Queue]:
+        """The queues that have now the names of those that *message* was routed to."""
+        vhost = self._channel.vhost
+        if not exchange.name:
+            return vhost.route(exchange, message)  # to names, whether there were queues or not
+        return [vhost.queues[each.name] for each in queues if each.name in vhost.queues]
 
     def rollback(self) -> None:
         """Forget what the transaction holds."""

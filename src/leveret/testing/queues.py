@@ -29,8 +29,8 @@ class Keeper(Protocol):
     clock: Clock
     dialect: Dialect
 
-    def dead_letter(self, queue: Queue, message: Stored, reason: Reason) -> None:
-        """Publish what left *queue* to where its arguments say."""
+    def dead_letter(self, queue: Queue, message: Stored, reason: Reason, failures: int) -> None:
+        """Publish what left *queue* to where its arguments say, with the number of its *failures*."""
         ...
 
     def delete_queue(self, queue: Queue) -> object:
@@ -42,11 +42,13 @@ class Queue:
     """One queue.
 
     Attributes:
+        type: as ``x-queue-type`` names it.
         owner: the connection of an exclusive queue.
         unacked: how many of its messages are out for acknowledgement.
         is_deleted: whether it is gone; what is still out then leads nowhere.
     """
 
+    type = "classic"
     is_stream = False
 
     def __init__(
@@ -66,12 +68,12 @@ class Queue:
         self.auto_delete = auto_delete
         self.arguments: dict[str, Any] = dict(arguments or {})
         self.owner = owner
-        self.type = str(self.arguments.get("x-queue-type", "classic"))
-        self.consumers = Consumers(single_active=self.arguments.get("x-single-active-consumer") is True)
+        self._keeper = keeper
+        self.consumers = self._no_consumers()
         self.unacked = 0
         self.is_deleted = False
-        self._keeper = keeper
         self._clock = keeper.clock
+        self._counts_failures = self.type in keeper.dialect.failures_counted_by
         self._priorities = self._number("x-max-priority") or 0
         self.backlog = Backlog(self._priorities)
         self._position = 0
@@ -97,6 +99,13 @@ class Queue:
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
     @property
+    def _has_single_active(self) -> bool:
+        return self.arguments.get("x-single-active-consumer") is True
+
+    def _no_consumers(self) -> Consumers:
+        return Consumers(single_active=self._has_single_active)
+
+    @property
     def is_quorum(self) -> bool:
         """Whether it counts how often a message came back."""
         return self.type == "quorum"
@@ -116,7 +125,7 @@ class Queue:
         """Take *message*; ``False`` when the queue is full and refuses it (``x-overflow: reject-publish…``)."""
         if self._is_limited and self._overflow != "drop-head" and self._is_full(len(message.body)):
             if self._overflow == "reject-publish-dlx":
-                self._keeper.dead_letter(self, message, "maxlen")
+                self._keeper.dead_letter(self, message, "maxlen", message.failures)
             return False
         flags = message.flags
         self._position += 1
@@ -125,8 +134,9 @@ class Queue:
         if self._ttl is not None or flags & HAS_EXPIRATION:
             expires_at = self._expiry_of(message)
             self._may_expire = True
-        entry = Entry(message, self._position, priority, expires_at)
+        entry = self._entry(message, priority, expires_at)
         if not self.backlog.count and (consumer := self.consumers.next()) is not None:
+            entry.redelivered = False  # whatever was before: RabbitMQ looks only at what it takes from a queue
             self._hand_out(consumer, entry)
             return True
         self.backlog.push(entry)
@@ -136,6 +146,14 @@ class Queue:
         if self._may_expire and (dropped or self.backlog.count == 1):
             self._expire()  # RabbitMQ does not look at a message that a priority has put at the head
         return True
+
+    def _entry(self, message: Stored, priority: int, expires_at: float | None) -> Entry:
+        entry = Entry(message, self._position, priority, expires_at)
+        entry.redelivered = self._counts_failures and message.failures > 0
+        return entry
+
+    def _die(self, entry: Entry, reason: Reason) -> None:
+        self._keeper.dead_letter(self, entry.message, reason, entry.failures)
 
     def _is_full(self, size: int) -> bool:
         if self._max_length is not None and self.backlog.count >= self._max_length:
@@ -153,7 +171,7 @@ class Queue:
             (self._max_length is not None and backlog.count > self._max_length)
             or (self._max_bytes is not None and backlog.size > self._max_bytes)
         ):
-            self._keeper.dead_letter(self, backlog.pop().message, "maxlen")
+            self._die(backlog.pop(), "maxlen")
         return backlog.count < before
 
     # ------------------------------------------------------------------------------------------------ going out
@@ -168,10 +186,6 @@ class Queue:
             consumers.refresh()
         try:
             while backlog.count and (consumer := consumers.next()) is not None:
-                if self._may_expire and self.is_quorum:
-                    self._expire()
-                    if not backlog.count:
-                        break
                 self._hand_out(consumer, backlog.pop())
                 if self._may_expire:
                     self._expire()
@@ -179,7 +193,6 @@ class Queue:
             self._is_dispatching = False
 
     def _hand_out(self, consumer: Consumer, entry: Entry) -> None:
-        entry.acquired += 1
         if not consumer.no_ack:
             self.unacked += 1
         consumer.taker.deliver(consumer, entry)
@@ -191,7 +204,6 @@ class Queue:
         if not self.backlog.count:
             return None
         entry = self.backlog.pop()
-        entry.acquired += 1
         if not no_ack:
             self.unacked += 1
         self._expire()
@@ -207,19 +219,29 @@ class Queue:
         """*entry* is done with."""
         self.unacked -= 1
 
-    def reject(self, entry: Entry) -> None:
-        """*entry* was refused for good."""
+    def reject(self, entry: Entry, *, failed: bool = True) -> None:
+        """*entry* was refused for good; *failed* says that it was by ``basic.reject``, which RabbitMQ 4.3 counts."""
         self.unacked -= 1
         if not self.is_deleted:
-            self._keeper.dead_letter(self, entry.message, "rejected")
+            entry.failures += self._counts_failures and (failed or not self._keeper.dialect.counts_failures_only)
+            self._die(entry, "rejected")
 
-    def requeue(self, entries: Iterable[Entry], *, failed: bool = False, ended: bool = False) -> None:
-        """*entries* come back, to the places that they had; *failed* and *ended* are all the same."""
+    def requeue(
+        self, entries: Iterable[Entry], *, failed: bool = False, ended: bool = False, consumer: Consumer | None = None
+    ) -> None:
+        """*entries* come back, to the places that they had.
+
+        Args:
+            failed: whether they were rejected, or their channel ended.
+            ended: whether it was that.
+            consumer: who had them in hand, if it is still there.
+        """
         if self.is_deleted:
             return
         for entry in entries:
             self.unacked -= 1
             entry.redelivered = True
+            entry.failures += failed and self._counts_failures
             self.backlog.put_back(entry)
         self._came_back()
 
@@ -258,10 +280,10 @@ class Queue:
         if self._expires is not None and not self.consumers and not self.is_deleted:
             self._unused = self._clock.call_later(self._expires, lambda: self._keeper.delete_queue(self))
 
-    def _expire(self) -> None:
+    def _expire(self, now: float | None = None) -> None:
         """Drop what has expired at the head, and be called again when the next one does."""
-        for entry in self.backlog.expired(self._clock.now()):
-            self._keeper.dead_letter(self, entry.message, "expired")
+        for entry in self.backlog.expired(self._clock.now() if now is None else now):
+            self._die(entry, "expired")
         when = self.backlog.next_expiry()
         if when is None:
             return
@@ -279,7 +301,7 @@ class Queue:
         """What a restart of the broker leaves: the persistent messages, and those of a quorum queue."""
         entries = self.backlog.clear()
         self.unacked = 0
-        self.consumers = Consumers(single_active=self.arguments.get("x-single-active-consumer") is True)
+        self.consumers = self._no_consumers()
         for entry in entries:
             if self.is_quorum or entry.message.is_persistent:
                 entry.redelivered = True

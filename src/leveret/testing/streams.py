@@ -35,6 +35,7 @@ class Stream(Queue):
     (500 MB by default), this broker single messages.
     """
 
+    type = "stream"
     is_stream = True
 
     def __init__(self, name: str, keeper: Keeper, **options: Any) -> None:
@@ -57,11 +58,22 @@ class Stream(Queue):
 
     def publish(self, message: Stored) -> bool:
         """Append *message*."""
-        self._log.append(_Record(message, self._clock.wall()))
+        self._log.append(_Record(self._converted(message), self._clock.wall()))
         self._size += len(message.body)
         self._cut()
         self.dispatch()
         return True
+
+    def _converted(self, message: Stored) -> Stored:
+        """*message* without the headers that RabbitMQ loses when it makes an AMQP 1.0 message of it."""
+        headers = message.headers
+        kept = {
+            name: value
+            for name, value in headers.items()
+            if not isinstance(value, list | dict)
+            or (self._keeper.dialect.streams_keep_annotations and (name == "CC" or name.startswith("x-")))
+        }
+        return message if len(kept) == len(headers) else message.changed(headers=kept)
 
     def _cut(self) -> None:
         oldest = None if self._max_age is None else self._clock.wall() - self._max_age
@@ -117,11 +129,13 @@ class Stream(Queue):
                 return self._first + index
         return self._first + len(self._log)
 
-    def reject(self, entry: Entry) -> None:
+    def reject(self, entry: Entry, *, failed: bool = True) -> None:
         """As settled: nothing leaves a stream that way."""
         self.settled(entry)
 
-    def requeue(self, entries: Iterable[Entry], *, failed: bool = False, ended: bool = False) -> None:
+    def requeue(
+        self, entries: Iterable[Entry], *, failed: bool = False, ended: bool = False, consumer: Consumer | None = None
+    ) -> None:
         """As settled: it is still there."""
         for entry in entries:
             self.settled(entry)

@@ -49,7 +49,7 @@ class VirtualHost:
         self.queues: dict[str, Queue] = {}
         self.replies: dict[str, ReplyTaker] = {}
         self._leading_to: dict[Target, dict[Identity, Binding]] = {}
-        self._dead: deque[tuple[Queue, Stored, Reason]] | None = None
+        self._dead: deque[tuple[Queue, Stored, Reason, int]] | None = None
         for each, kind in PREDECLARED.items():
             self.exchanges[each] = Exchange(each, kind, internal=each == "amq.rabbitmq.trace")
 
@@ -171,6 +171,8 @@ class VirtualHost:
         if name.startswith("amq."):
             raise Refusal(403, f"queue name '{name}' contains reserved prefix 'amq.*'")
         kind = arguments.get("x-queue-type", "classic")
+        if kind in self.dialect.default_types:
+            kind = "classic"
         if not name and kind != "classic":
             raise self._has_to_have_a_name(kind)
         durable = durable and not exclusive
@@ -178,10 +180,18 @@ class VirtualHost:
         if found is not None:
             self.check_owner(found, owner, must_own=exclusive)
             known = self.dialect.queue_arguments[found.type]
-            assert_same(found, self.name, arguments, known, durable=durable, auto_delete=auto_delete)
+            assert_same(
+                found,
+                self.name,
+                arguments,
+                known,
+                adds_type=self.dialect.adds_queue_type,
+                durable=durable,
+                auto_delete=auto_delete,
+            )
             found.touch()
             return found
-        return self._new_queue(name or self._generated(), durable, exclusive, auto_delete, arguments, owner)
+        return self._new_queue(name or self._generated(), kind, durable, exclusive, auto_delete, arguments, owner)
 
     def _has_to_have_a_name(self, kind: object) -> Refusal:
         if isinstance(kind, str) and kind in _KINDS:
@@ -196,23 +206,26 @@ class VirtualHost:
     def _new_queue(
         self,
         name: str,
+        kind: str,
         durable: bool,
         exclusive: bool,
         auto_delete: bool,
         arguments: Mapping[str, Any],
         owner: object,
     ) -> Queue:
+        no_type = self.dialect.default_types
         check_declaration(
             name,
             self.name,
-            arguments,
+            {key: arguments[key] for key in arguments if key != "x-queue-type" or arguments[key] not in no_type},
             self.dialect.queue_arguments,
             self.dialect.unchecked_arguments,
+            self.dialect.queue_versions,
             durable=durable,
             exclusive=exclusive,
             auto_delete=auto_delete,
         )
-        queue = self.queues[name] = _KINDS[arguments.get("x-queue-type", "classic")](
+        queue = self.queues[name] = _KINDS[kind](
             name,
             self,
             durable=durable,
@@ -276,10 +289,10 @@ class VirtualHost:
 
     def route(self, exchange: Exchange, message: Stored) -> list[Queue]:
         """The queues that *message* reaches, each once."""
-        if not exchange.name and not message.also:
+        if not exchange.name and not message.also and not message.blind:
             queue = self.queues.get(message.routing_key)
             return [] if queue is None else [queue]
-        keys = (message.routing_key, *message.also)
+        keys = (message.routing_key, *message.also, *message.blind)
         found: dict[Queue, None] = {}
         seen = {exchange.name}
         todo = [exchange]
@@ -318,22 +331,22 @@ class VirtualHost:
         routed, taken = False, True
         for queue in self.route(exchange, message) if queues is None else queues:
             routed = True
-            taken &= queue.publish(message) if not queue.is_deleted else self.dialect.deleted_in_tx == "fine"
+            taken &= not queue.is_deleted and queue.publish(message)
         return routed, taken
 
-    def dead_letter(self, queue: Queue, message: Stored, reason: Reason) -> None:
+    def dead_letter(self, queue: Queue, message: Stored, reason: Reason, failures: int) -> None:
         """Publish what left *queue* to its dead letter exchange, if it has one."""
         if self._dead is not None:  # of a queue that takes a dead letter: a long chain must not become a deep stack
-            self._dead.append((queue, message, reason))
+            self._dead.append((queue, message, reason, failures))
             return
-        self._dead = deque([(queue, message, reason)])
+        self._dead = deque([(queue, message, reason, failures)])
         try:
             while self._dead:
                 self._dead_letter(*self._dead.popleft())
         finally:
             self._dead = None
 
-    def _dead_letter(self, queue: Queue, message: Stored, reason: Reason) -> None:
+    def _dead_letter(self, queue: Queue, message: Stored, reason: Reason, failures: int) -> None:
         target = queue.arguments.get("x-dead-letter-exchange")
         exchange = self.exchanges.get(target) if isinstance(target, str) else None
         if exchange is None:
@@ -348,10 +361,12 @@ class VirtualHost:
             wall=self.clock.wall(),
             has_last_death=self.dialect.has_last_death,
         )
+        dead.failures = failures
         for each in self.route(exchange, dead):
             if reason != "rejected" and is_cycle(dead, each.name):
                 continue
-            each.publish(dead)
+            if not each.is_stream or self.dialect.streams_take_dead_letters:
+                each.publish(dead)
 
     # --------------------------------------------------------------------------------------------------- its end
 
