@@ -53,16 +53,14 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 def cancel_with_the_next_read(link: Link, task: asyncio.Future[Any]) -> None:
-    """Cancel *task* in the turn in which the client reads: after the reply came, before its waiter runs again."""
+    """Cancel *task* with the next read: after the reply came, before its waiter runs again."""
     transport: Any = link.connection._transport
-    original = transport.buffer_updated
 
-    def read_and_cancel(count: int) -> None:
-        original(count)
-        task.cancel()
-        transport.buffer_updated = original
+    class Canceller:
+        def wake(self) -> None:
+            task.cancel()
 
-    transport.buffer_updated = read_and_cancel
+    transport.wakeups.due.append(Canceller())
 
 
 async def hang_up(session: Session) -> None:
