@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 from pamqp.commands import Basic
+from yarl import URL
 
 from leveret.channel import Channel
 from leveret.connection import Connection
@@ -18,6 +19,7 @@ from leveret.delivered import DeliveredMessage
 from leveret.exchange import Exchange, ExchangeParamType
 from leveret.exchange import exchange_name as get_exchange_name
 from leveret.iterator import QueueIterator
+from leveret.lazy import pass_on
 from leveret.message import IncomingMessage, Message, ProcessContext, ReturnedMessage
 from leveret.pool import PoolInstance
 from leveret.queue import Queue
@@ -27,6 +29,7 @@ from leveret.tools import CallbackCollection, CallbackSetType, CallbackType, One
 from leveret.transaction import Transaction
 from leveret.types import (
     MILLISECONDS,
+    Arguments,
     ConsumerTag,
     DateType,
     DeliveryMode,
@@ -40,6 +43,8 @@ from leveret.types import (
 )
 from leveret.underlay import UnderlayChannel, UnderlayConnection
 from leveret.url import ConnectionParameter
+
+pass_on(__name__)
 
 AbstractChannel = Channel
 AbstractConnection = Connection
@@ -56,9 +61,11 @@ AbstractRobustQueue = RobustQueue
 AbstractTransaction = Transaction
 
 NoneType = type(None)
+ExceptionType: TypeAlias = BaseException | type[BaseException]
 PublishResultType: TypeAlias = Basic.Ack | ReturnedMessage
 ChannelCloseCallback: TypeAlias = Callable[[Channel | None, BaseException | None], Awaitable[Any] | Any]
 ConnectionCloseCallback: TypeAlias = Callable[[Connection | None, BaseException | None], Awaitable[Any] | Any]
+ReturnCallback: TypeAlias = Callable[[Channel, ReturnedMessage], Any]
 ConnectionType = TypeVar("ConnectionType", bound=Connection)
 
 
@@ -77,6 +84,7 @@ class DeclarationResult:
 
 __all__ = [
     "MILLISECONDS",
+    "URL",
     "AbstractChannel",
     "AbstractConnection",
     "AbstractExchange",
@@ -90,6 +98,7 @@ __all__ = [
     "AbstractRobustExchange",
     "AbstractRobustQueue",
     "AbstractTransaction",
+    "Arguments",
     "CallbackCollection",
     "CallbackSetType",
     "CallbackType",
@@ -102,6 +111,7 @@ __all__ = [
     "DeclarationResult",
     "DeliveredMessage",
     "DeliveryMode",
+    "ExceptionType",
     "ExchangeParamType",
     "ExchangeType",
     "FieldValue",
@@ -111,6 +121,7 @@ __all__ = [
     "OneShotCallback",
     "PoolInstance",
     "PublishResultType",
+    "ReturnCallback",
     "SSLOptions",
     "TimeoutType",
     "TransactionState",

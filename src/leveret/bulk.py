@@ -374,9 +374,9 @@ class Bulk:
         publish.fail(not_sent)
 
     def _blame(self, error: Exception) -> NoReturn:
-        """Raise *error*, with the number of the message that is taken."""
+        """Raise *error*, with the place of the message that is taken."""
         kind = next(kind for kind in (MessageTooLarge, TypeError, ValueError) if isinstance(error, kind))
-        raise kind(f"message {self._total} of publish_many(): {error}") from error
+        raise kind(f"the message at index {self._total} of publish_many(): {error}") from error
 
     # ----------------------------------------------------------------------------------------- waiting for room
 

@@ -22,6 +22,7 @@ from leveret.consumer import Attach, OnCancelled, check_prefetch
 from leveret.draining import Drainable, DrainReport, check_drain, drain_for
 from leveret.exceptions import ChannelClosed, ChannelInvalidStateError, ConsumerCancelled
 from leveret.exchange import Exchange
+from leveret.lazy import pass_on
 from leveret.log import get_logger, printable
 from leveret.message import ReturnedMessage
 from leveret.older import OlderChannel, warn_of
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from leveret.connection import Connection
 
+pass_on(__name__)
 _log = get_logger(__name__)
 
 _keys = itertools.count(1)

@@ -15,6 +15,7 @@ from leveret.callbacks import CallbackCollection
 from leveret.channel import CLOSE_TIMEOUT, Channel
 from leveret.draining import Drainable, DrainReport, check_drain, drain_for
 from leveret.exceptions import ChannelInvalidStateError, ConnectionClosed, ConnectTimeout, fresh
+from leveret.lazy import pass_on
 from leveret.lifecycle import Health
 from leveret.log import get_logger, printable
 from leveret.older import OlderConnection, choose_loop
@@ -28,6 +29,7 @@ from leveret.wire.transport import Transport
 if TYPE_CHECKING:
     from typing import Self
 
+pass_on(__name__)
 _log = get_logger(__name__)
 
 C = TypeVar("C", bound="Connection")

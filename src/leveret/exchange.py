@@ -10,6 +10,7 @@ from pamqp.commands import Exchange as ExchangeMethods
 
 from leveret.bulk import Bulk, Messages
 from leveret.exceptions import PublishNotSent
+from leveret.lazy import pass_on
 from leveret.message import Message, ReturnedMessage
 from leveret.outcome import returns_awaitable
 from leveret.records import ExchangeBinding, ExchangeRecord, exchange_key
@@ -20,6 +21,8 @@ from leveret.wire.methods import make
 
 if TYPE_CHECKING:
     from leveret.channel import Channel
+
+pass_on(__name__)
 
 
 class Exchange:

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 from leveret.exceptions import DeliveryLost
 from leveret.log import get_logger
 from leveret.message import IncomingMessage
-from leveret.settling import Reject, Requeue, Verdict
+from leveret.settling import Reject, Requeue, Verdict, settle
 
 _log = get_logger("leveret.consumer")  # one name for all that is about callbacks
 
@@ -62,6 +62,13 @@ def is_being_cancelled() -> bool:
     return task is None or task.cancelling() > 0
 
 
+def is_failure(error: BaseException) -> bool:
+    """Whether a callback that raised *error* has failed: not if it was cut off, or its message is lost."""
+    if isinstance(error, asyncio.CancelledError):
+        return not is_being_cancelled()
+    return isinstance(error, Exception) and not isinstance(error, DeliveryLost)
+
+
 class Failures:
     """The failures of one consumer.
 
@@ -85,7 +92,7 @@ class Failures:
         self._prefetch = prefetch
         self._is_settled = is_settled
         self._describe = describe
-        self._left: list[IncomingMessage] = []
+        self._left: dict[int, IncomingMessage] = {}  # by delivery tag
         self._has_warned = False
         self._second_look: asyncio.TimerHandle | None = None
 
@@ -121,7 +128,7 @@ class Failures:
         """Remember *message*, if it counts against the prefetch."""
         counts = bool(self._prefetch) and not message.processed and message.is_live
         if counts:
-            self._left.append(message)
+            self._left[message.delivery_tag] = message
         return counts
 
     def _look_again(self) -> None:
@@ -144,11 +151,11 @@ class Failures:
 
     def _fill_the_prefetch(self) -> bool:
         if len(self._left) >= self._prefetch:
-            self._left = [
-                message
-                for message in self._left
-                if not message.processed and message.is_live and not self._is_settled(message.delivery_tag)
-            ]
+            self._left = {
+                tag: message
+                for tag, message in self._left.items()
+                if not message.processed and message.is_live and not self._is_settled(tag)
+            }
         return 0 < self._prefetch <= len(self._left)
 
     def _complaint(self) -> str:
@@ -183,16 +190,22 @@ class Failures:
             if logs:
                 self.report(message, error, "on_error decides")
             else:
-                self.count += not isinstance(error, DeliveryLost)
-            if isinstance(error, DeliveryLost):
-                return None  # it comes again
-            try:
-                answer = await handler(message, error)
-            except Exception:
-                _log.exception("on_error of %s failed on delivery %d", self._describe(), message.delivery_tag)
-                answer = None
-            if not isinstance(answer, Verdict):
-                self.left(message)
-            return answer
+                self.count += is_failure(error)
+            return None if isinstance(error, DeliveryLost) else await self._see_to(message, error, handler)
 
         return guarded
+
+    async def _see_to(self, message: IncomingMessage, error: BaseException, handler: FailureHandler) -> object:
+        """Have *handler* say what becomes of *message*; gives what it said that cannot be done, as it is settled."""
+        try:
+            answer = await handler(message, error)
+            if message.processed:
+                return answer
+            if isinstance(answer, Verdict) and message.is_live:
+                _ = settle(message, answer)
+        except (Exception, asyncio.CancelledError) as exc:
+            if isinstance(exc, asyncio.CancelledError) and is_being_cancelled():
+                raise
+            _log.exception("on_error of %s failed on delivery %d", self._describe(), message.delivery_tag)
+        self.left(message)
+        return None

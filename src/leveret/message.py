@@ -23,6 +23,7 @@ from leveret.exceptions import (
     MessageProcessError,
     MethodNotImplemented,
 )
+from leveret.lazy import pass_on
 from leveret.log import get_logger
 from leveret.older import warn_of
 from leveret.outcome import DONE, in_turn, returns_awaitable
@@ -38,6 +39,7 @@ from leveret.wire.codec import Properties, decode_properties, decode_route, enco
 if TYPE_CHECKING:
     from leveret.delivered import DeliveredMessage
 
+pass_on(__name__)
 _log = get_logger(__name__)
 
 T = TypeVar("T")

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import inspect
 import threading
+import weakref
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal, NamedTuple
 
 from leveret.connection import Connection
+from leveret.failures import is_failure
 from leveret.message import IncomingMessage
 from leveret.wire.tally import Tally
 
@@ -113,7 +116,7 @@ class Snapshot:
         acked: deliveries that were acknowledged.
         requeued: deliveries that were given back, by the user or because nobody started on them.
         rejected: deliveries that were refused for good: dropped, or dead-lettered.
-        handlers_failed: callbacks that raised.
+        handlers_failed: callbacks that raised; not those that were cancelled, or whose message was lost with the link.
         reconnects: how often a connection came back.
         blocked_seconds: for how long the broker blocked publishers.
         connections: those that are ready now.
@@ -195,6 +198,8 @@ class Metrics:
         self.name = name
         self._watched: list[Connection] = []
         self._past: dict[str, Any] = dict.fromkeys((*_OF_TALLY, "blocked_seconds"), 0)
+        self._unwatched: weakref.WeakKeyDictionary[Connection, dict[str, Any]] = weakref.WeakKeyDictionary()
+        """What is in the past of those that are not closed."""
         self._last_closed: Tally | None = None  # it may be closed in the middle of a read, which is counted after that
         self._handlers_failed = 0
         self._confirm, self._handler, self._lag = _Histogram(), _Histogram(), _Histogram()
@@ -209,7 +214,7 @@ class Metrics:
         return f"<Metrics {self.name!r} of {len(self._watched)} connections>"
 
     def watch(self, connection: Connection) -> None:
-        """Count *connection* in, until it is closed; what it has done before counts, too.
+        """Count *connection* in, until it is closed or :meth:`unwatch`; what it has done before counts, too.
 
         What is measured is measured from now on; the time of callbacks, of consumers that begin from now on. So watch
         a connection as soon as it is there.
@@ -232,12 +237,38 @@ class Metrics:
         if self._loop not in {None, loop}:
             raise RuntimeError("it watches connections of another event loop; make a Metrics for each loop")
         tally.on_confirmed = self._confirm.observe
-        tally.measured = self._measured
+        tally.measured = functools.partial(self._measured, connection)
+        for name, number in self._unwatched.pop(connection, {}).items():
+            self._past[name] -= number
         connection.close_callbacks.add(self._on_closed)
         self._watched.append(connection)
         self._loop, self._thread = loop, threading.get_ident()
         if self._timer is None:
             self._wait_for_next_look(loop)
+
+    def unwatch(self, connection: Connection) -> None:
+        """Count *connection* out: counters keep what it has done so far, gauges lose it, and nothing is measured.
+
+        Another Metrics may watch it then, or this one again, which then counts what it did meanwhile as well. Nobody
+        has to unwatch a connection that is closed.
+
+        Args:
+            connection: which may as well be closed, or not watched: then this does nothing.
+
+        Raises:
+            RuntimeError: called outside the event loop.
+        """
+        if connection not in self._watched:
+            return
+        if connection.is_closed:
+            self._let_go(connection)
+            return
+        self._unwatched[connection] = done = dict.fromkeys(self._past, 0)
+        _add(done, connection.tally, asyncio.get_running_loop().time())
+        for name, number in done.items():
+            self._past[name] += number
+        self._forget(connection)
+        self._read()
 
     def snapshot(self) -> Snapshot:
         """The numbers now; in another thread than the event loop's, as they were a quarter of a second ago at most.
@@ -278,11 +309,14 @@ class Metrics:
         self._read()
 
     def _let_go(self, connection: Connection) -> None:
-        self._watched.remove(connection)
-        connection.close_callbacks.discard(self._on_closed)
         if self._last_closed is not None:
             _add(self._past, self._last_closed, 0.0)
         self._last_closed = connection.tally
+        self._forget(connection)
+
+    def _forget(self, connection: Connection) -> None:
+        self._watched.remove(connection)
+        connection.close_callbacks.discard(self._on_closed)
         connection.tally.on_confirmed = connection.tally.measured = None
         if not self._watched and self._timer is not None:
             self._timer.cancel()
@@ -291,21 +325,23 @@ class Metrics:
     # ------------------------------------------------------------------------------------------------ measuring
 
     def _measured(
-        self, callback: Callable[[IncomingMessage], object]
+        self, connection: Connection, callback: Callable[[IncomingMessage], object]
     ) -> Callable[[IncomingMessage], Awaitable[object]]:
         """Make of *callback* one whose time is taken."""
         clock = asyncio.get_running_loop().time
 
         async def timed(message: IncomingMessage) -> object:
             began = clock()
+            is_watched = connection not in self._unwatched
             try:
                 result = callback(message)
                 return await result if inspect.isawaitable(result) else result
-            except Exception:
-                self._handlers_failed += 1
+            except BaseException as error:
+                self._handlers_failed += is_watched and is_failure(error)
                 raise
             finally:
-                self._handler.observe(clock() - began)
+                if is_watched:
+                    self._handler.observe(clock() - began)
 
         return timed
 

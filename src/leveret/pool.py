@@ -19,11 +19,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from leveret.checks import check_count
+from leveret.lazy import pass_on
 from leveret.log import get_logger
 
 if TYPE_CHECKING:
     from typing import Self
 
+pass_on(__name__)
 _log = get_logger(__name__)
 
 T = TypeVar("T")

@@ -14,6 +14,7 @@ from leveret.exceptions import QueueEmpty
 from leveret.exchange import Exchange, exchange_name
 from leveret.failures import OnError
 from leveret.iterator import QueueIterator
+from leveret.lazy import pass_on
 from leveret.message import IncomingMessage, incoming_message
 from leveret.records import QueueBinding, QueueRecord, queue_key
 from leveret.types import Arguments, ConsumerTag, TimeoutType
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from leveret.channel import Channel
     from leveret.message_retry import MessageRetry
     from leveret.wire.channel import Fetched, WireChannel
+
+pass_on(__name__)
 
 
 class Queue:

@@ -57,7 +57,7 @@ class PublishReport:
         text = f"{self.total} messages, {self.confirmed} confirmed, {len(self.failures)} failed"
         if self.failures:
             first = self.failures[0]
-            text += f"; the first one is number {first.index}: {first.error!r}"
+            text += f"; the first of them, at index {first.index}: {first.error!r}"
         if self.stopped_by is not None:
             text += f"; then the channel was closed: {self.stopped_by}"
         return text
@@ -74,7 +74,7 @@ class PublishReport:
             IndexError: no such message was taken.
         """
         if not 0 <= index < self.total:
-            raise IndexError(f"{self.total} messages were taken, so there is no outcome of number {index}")
+            raise IndexError(f"{self.total} messages were taken, so there is none at index {index}")
         place = bisect_left(self.failures, index, key=lambda failure: failure.index)
         found = self.failures[place : place + 1]
         return found[0].error if found and found[0].index == index else None

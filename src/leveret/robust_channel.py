@@ -29,6 +29,7 @@ from leveret.exceptions import (
     DuplicateConsumerTag,
 )
 from leveret.exchange import Exchange
+from leveret.lazy import pass_on
 from leveret.log import get_logger, printable
 from leveret.queue import Queue
 from leveret.records import ConsumerRecord, Key, Record, consumer_key, exchange_key, queue_key
@@ -40,6 +41,7 @@ from leveret.wire.transport import Transport
 if TYPE_CHECKING:
     from leveret.robust import RobustConnection
 
+pass_on(__name__)
 _log = get_logger(__name__)
 
 _handles: weakref.WeakValueDictionary[tuple[int, type[Any], str], Any] = weakref.WeakValueDictionary()

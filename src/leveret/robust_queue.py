@@ -11,8 +11,11 @@ from leveret.abc import (
 from leveret.exceptions import ChannelInvalidStateError
 from leveret.iterator import QueueIterator
 from leveret.iterator import QueueIterator as RobustQueueIterator
+from leveret.lazy import pass_on
 from leveret.queue import Queue
 from leveret.robust_channel import RobustQueue
+
+pass_on(__name__)
 
 __all__ = [
     "AbstractChannel",

@@ -52,13 +52,21 @@ def encode_expiration(value: DateType) -> str | None:
     return str(milliseconds)
 
 
+_encoders = encode_expiration.registry
+"""A view that sees what is registered: one, until somebody teaches it another type."""
+
+
 def quick_expiration(value: Any) -> str | None:
-    """As :func:`encode_expiration`, without its dispatch where the value is plain seconds.
+    """As :func:`encode_expiration`, without its dispatch for plain seconds, unless somebody has registered a type.
 
     Raises:
         ValueError, TypeError: as that.
     """
-    if (value.__class__ is float or value.__class__ is int) and 0 <= value <= _LONGEST_EXPIRATION / MILLISECONDS:
+    if (
+        (value.__class__ is float or value.__class__ is int)
+        and 0 <= value <= _LONGEST_EXPIRATION / MILLISECONDS
+        and len(_encoders) == 1
+    ):
         return str(round(value * MILLISECONDS))
     return encode_expiration(value)
 

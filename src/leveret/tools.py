@@ -12,8 +12,10 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar
 from weakref import WeakMethod
 
 from leveret.callbacks import CallbackCollection
+from leveret.lazy import pass_on
 from leveret.log import get_logger
 
+pass_on(__name__)
 _log = get_logger(__name__)
 
 T = TypeVar("T")
@@ -43,6 +45,9 @@ class StubAwaitable:
 
     def __await__(self) -> Generator[Any, Any, None]:
         yield
+
+
+STUB_AWAITABLE = StubAwaitable()
 
 
 def create_task(
@@ -146,6 +151,7 @@ def weak_method_callback(method: Callable[_Params, Any]) -> Callable[_Params, An
 
 
 __all__ = [
+    "STUB_AWAITABLE",
     "CallbackCollection",
     "CallbackSetType",
     "CallbackType",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pamqp.commands import Tx
 
 from leveret.exceptions import ChannelInvalidStateError
+from leveret.lazy import pass_on
 from leveret.older import OlderTransaction
 from leveret.types import TimeoutType, TransactionState
 from leveret.wire.methods import make
@@ -16,6 +17,8 @@ from leveret.wire.methods import make
 if TYPE_CHECKING:
     from leveret.channel import Channel
     from leveret.wire.channel import WireChannel
+
+pass_on(__name__)
 
 
 class Transaction(OlderTransaction):

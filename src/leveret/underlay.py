@@ -2,14 +2,14 @@
 
 leveret has no aiormq. Code that reaches below aio-pika, by ``connection.transport``, ``message.channel`` or
 ``channel.get_underlay_channel()``, finds the names here that such code uses. A view belongs to one incarnation: what is
-declared through it is not restored, and after a reconnect there is another one.
+declared through it is not restored, and after a reconnect there is another one. Calls with ``nowait`` return None.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pamqp.base import Frame
 from pamqp.commands import Basic, Exchange, Queue
@@ -22,6 +22,8 @@ from leveret.wire.methods import make
 from leveret.wire.transport import Transport
 
 CLOSE_TIMEOUT = 10
+
+R = TypeVar("R", bound=Frame)
 
 Reason = BaseException | type[BaseException] | None
 
@@ -85,19 +87,8 @@ class UnderlayChannel:
 
     @property
     def closing(self) -> asyncio.Future[None]:
-        """A future that fails when it is gone, with what ended it."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def end() -> None:
-            if not future.done():
-                future.set_exception(self._wire.error or ChannelClosed())
-                future.exception()  # nobody has to look
-
-        if self._wire.is_open:
-            self._wire.watch(end)
-        else:
-            end()
-        return future
+        """A future that fails when it is gone, with what ended it; the same for all that look."""
+        return _closing_of(self._wire).future
 
     @property
     def consumers(self) -> Mapping[str, Any]:
@@ -115,13 +106,20 @@ class UnderlayChannel:
         self._wire.close(exc if isinstance(exc, Exception) else ChannelClosed("the underlay channel was closed"))
         await self._wire.wait_closed(_deadline(timeout))
 
-    async def _call(self, method: Frame, timeout: TimeoutType) -> Any:
-        if getattr(method, "nowait", False):
+    def _seconds(self, timeout: TimeoutType) -> float:
+        return self._wire.transport.parameters.operation_timeout if timeout is None else timeout
+
+    async def _call(self, method: Frame, reply: type[R], timeout: TimeoutType) -> R:
+        answer = await self._wire.call(method, self._seconds(timeout))
+        assert isinstance(answer, reply)
+        return answer
+
+    async def _send_or_call(self, method: Frame, nowait: bool, reply: type[R], timeout: TimeoutType) -> R | None:
+        """With *nowait*, which the *method* has to say as well, the broker answers nothing."""
+        if nowait:
             self._wire.send(method)
             return None
-        return await self._wire.call(
-            method, self._wire.transport.parameters.operation_timeout if timeout is None else timeout
-        )
+        return await self._call(method, reply, timeout)
 
     async def queue_declare(
         self,
@@ -134,7 +132,7 @@ class UnderlayChannel:
         nowait: bool = False,
         arguments: Arguments = None,
         timeout: TimeoutType = None,
-    ) -> Queue.DeclareOk:
+    ) -> Queue.DeclareOk | None:
         """``queue.declare``"""
         method = make(
             Queue.Declare,
@@ -146,7 +144,7 @@ class UnderlayChannel:
             nowait=nowait,
             arguments=arguments or {},
         )
-        return await self._call(method, timeout)  # type: ignore[no-any-return]
+        return await self._send_or_call(method, nowait, Queue.DeclareOk, timeout)
 
     async def queue_bind(
         self,
@@ -156,7 +154,7 @@ class UnderlayChannel:
         nowait: bool = False,
         arguments: Arguments = None,
         timeout: TimeoutType = None,
-    ) -> Queue.BindOk:
+    ) -> Queue.BindOk | None:
         """``queue.bind``"""
         method = make(
             Queue.Bind,
@@ -166,7 +164,7 @@ class UnderlayChannel:
             nowait=nowait,
             arguments=arguments or {},
         )
-        return await self._call(method, timeout)  # type: ignore[no-any-return]
+        return await self._send_or_call(method, nowait, Queue.BindOk, timeout)
 
     async def queue_unbind(
         self,
@@ -178,7 +176,7 @@ class UnderlayChannel:
     ) -> Queue.UnbindOk:
         """``queue.unbind``"""
         method = make(Queue.Unbind, queue=queue, exchange=exchange, routing_key=routing_key, arguments=arguments or {})
-        return await self._call(method, timeout)  # type: ignore[no-any-return]
+        return await self._call(method, Queue.UnbindOk, timeout)
 
     async def queue_delete(
         self,
@@ -187,14 +185,16 @@ class UnderlayChannel:
         if_empty: bool = False,
         nowait: bool = False,
         timeout: TimeoutType = None,
-    ) -> Queue.DeleteOk:
+    ) -> Queue.DeleteOk | None:
         """``queue.delete``"""
         method = make(Queue.Delete, queue=queue, if_unused=if_unused, if_empty=if_empty, nowait=nowait)
-        return await self._call(method, timeout)  # type: ignore[no-any-return]
+        return await self._send_or_call(method, nowait, Queue.DeleteOk, timeout)
 
-    async def queue_purge(self, queue: str = "", nowait: bool = False, timeout: TimeoutType = None) -> Queue.PurgeOk:
+    async def queue_purge(
+        self, queue: str = "", nowait: bool = False, timeout: TimeoutType = None
+    ) -> Queue.PurgeOk | None:
         """``queue.purge``"""
-        return await self._call(make(Queue.Purge, queue=queue, nowait=nowait), timeout)  # type: ignore[no-any-return]
+        return await self._send_or_call(make(Queue.Purge, queue=queue, nowait=nowait), nowait, Queue.PurgeOk, timeout)
 
     async def exchange_declare(
         self,
@@ -208,7 +208,7 @@ class UnderlayChannel:
         nowait: bool = False,
         arguments: Arguments = None,
         timeout: TimeoutType = None,
-    ) -> Exchange.DeclareOk:
+    ) -> Exchange.DeclareOk | None:
         """``exchange.declare``"""
         method = make(
             Exchange.Declare,
@@ -221,7 +221,7 @@ class UnderlayChannel:
             nowait=nowait,
             arguments=arguments or {},
         )
-        return await self._call(method, timeout)  # type: ignore[no-any-return]
+        return await self._send_or_call(method, nowait, Exchange.DeclareOk, timeout)
 
     async def exchange_bind(
         self,
@@ -232,7 +232,7 @@ class UnderlayChannel:
         nowait: bool = False,
         arguments: Arguments = None,
         timeout: TimeoutType = None,
-    ) -> Exchange.BindOk:
+    ) -> Exchange.BindOk | None:
         """``exchange.bind``"""
         method = make(
             Exchange.Bind,
@@ -242,7 +242,7 @@ class UnderlayChannel:
             nowait=nowait,
             arguments=arguments or {},
         )
-        return await self._call(method, timeout)  # type: ignore[no-any-return]
+        return await self._send_or_call(method, nowait, Exchange.BindOk, timeout)
 
     async def exchange_unbind(
         self,
@@ -253,7 +253,7 @@ class UnderlayChannel:
         nowait: bool = False,
         arguments: Arguments = None,
         timeout: TimeoutType = None,
-    ) -> Exchange.UnbindOk:
+    ) -> Exchange.UnbindOk | None:
         """``exchange.unbind``"""
         method = make(
             Exchange.Unbind,
@@ -263,14 +263,14 @@ class UnderlayChannel:
             nowait=nowait,
             arguments=arguments or {},
         )
-        return await self._call(method, timeout)  # type: ignore[no-any-return]
+        return await self._send_or_call(method, nowait, Exchange.UnbindOk, timeout)
 
     async def exchange_delete(
         self, exchange: str = "", *, if_unused: bool = False, nowait: bool = False, timeout: TimeoutType = None
-    ) -> Exchange.DeleteOk:
+    ) -> Exchange.DeleteOk | None:
         """``exchange.delete``"""
         method = make(Exchange.Delete, exchange=exchange, if_unused=if_unused, nowait=nowait)
-        return await self._call(method, timeout)  # type: ignore[no-any-return]
+        return await self._send_or_call(method, nowait, Exchange.DeleteOk, timeout)
 
     async def basic_qos(
         self,
@@ -288,14 +288,13 @@ class UnderlayChannel:
         if prefetch_size:
             raise ValueError("RabbitMQ does not implement prefetch_size, and would close the connection (540)")
         method = make(Basic.Qos, prefetch_count=prefetch_count or 0, global_=global_)
-        return await self._call(method, timeout)  # type: ignore[no-any-return]
+        return await self._call(method, Basic.QosOk, timeout)
 
     async def basic_cancel(
         self, consumer_tag: str, *, nowait: bool = False, timeout: TimeoutType = None
     ) -> Basic.CancelOk | None:
         """``basic.cancel``; behind the back of a robust channel, which does not forget the consumer."""
-        seconds = self._wire.transport.parameters.operation_timeout if timeout is None else timeout
-        return await self._wire.cancel(consumer_tag, seconds, nowait=nowait)
+        return await self._wire.cancel(consumer_tag, self._seconds(timeout), nowait=nowait)
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False) -> Coroutine[Any, Any, None]:
         """``basic.ack``"""
@@ -308,6 +307,32 @@ class UnderlayChannel:
     def basic_reject(self, delivery_tag: int, *, requeue: bool = True) -> Coroutine[Any, Any, None]:
         """``basic.reject``"""
         return self._wire.settler.reject(delivery_tag, requeue)
+
+
+class _Closing:
+    """Ends the future of :attr:`UnderlayChannel.closing`. A channel has one among its watchers, so it lasts as long."""
+
+    def __init__(self, wire: WireChannel) -> None:
+        self._wire = wire
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def __call__(self) -> None:
+        if not self.future.done():
+            self.future.set_exception(self._wire.error or ChannelClosed())
+            self.future.exception()  # nobody has to look
+
+
+def _closing_of(wire: WireChannel) -> _Closing:
+    watchers = wire._watchers  # pyright: ignore[reportPrivateUsage]
+    closing = next((each for each in watchers if isinstance(each, _Closing)), None)
+    if closing is None:
+        closing = _Closing(wire)
+        wire.watch(closing)
+    elif closing.future.cancelled():  # somebody waited for it no longer
+        closing.future = asyncio.get_running_loop().create_future()
+    if not wire.is_open:
+        closing()
+    return closing
 
 
 class UnderlayConnection:

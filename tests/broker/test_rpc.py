@@ -154,9 +154,11 @@ async def test_a_call_times_out_and_is_not_executed_later(rpc: RPC, channel: Cha
     with pytest.raises(TimeoutError, match=name):
         await rpc.call(name, timeout=0.1)
     assert not rpc.futures
-    async with asyncio.timeout(BOUND):
-        while (await queue.declare()).message_count:  # noqa: ASYNC110 - it expires, as the broker's clock has it
-            await asyncio.sleep(0.01)
+
+    async def has_expired() -> bool:  # as the broker's clock has it
+        return not (await queue.declare()).message_count
+
+    await eventually(has_expired)
 
 
 async def test_without_a_limit_a_call_never_expires(rpc: RPC, channel: Channel, name: str) -> None:
@@ -477,16 +479,17 @@ async def test_names_and_functions_are_registered_once(rpc: RPC, name: str) -> N
 
 async def test_no_more_than_concurrency_run_at_a_time(rpc: RPC, name: str) -> None:
     running = most = 0
+    together = asyncio.Barrier(3)
 
     async def work() -> None:
         nonlocal running, most
         running += 1
         most = max(most, running)
-        await asyncio.sleep(0.01)
+        await within(together.wait())
         running -= 1
 
     await rpc.register(name, work, concurrency=3, auto_delete=True)
-    await asyncio.gather(*(rpc.call(name) for _ in range(20)))
+    await asyncio.gather(*(rpc.call(name) for _ in range(21)))
     assert most == 3
 
 
@@ -552,7 +555,7 @@ async def test_calls_that_run_while_the_channel_is_drained_get_the_replies_that_
         calling = asyncio.ensure_future(server.call(name))
         await within(began.wait())
         closing = asyncio.ensure_future(channel.close(drain=BOUND))
-        await asyncio.sleep(0.05)
+        await eventually(lambda: any(getattr(each, "is_stopping", False) for each in channel.consumers))
         go.set()
         assert await within(calling) == "opened"
         await within(closing)
@@ -650,9 +653,7 @@ async def test_unknown_replies_are_dropped(channel: Channel, caplog: pytest.LogC
     rpc = await RPC.create(channel, direct_reply_to=False)
     for correlation_id in (None, "unknown"):
         await channel.default_exchange.publish(Message(b"", correlation_id=correlation_id), rpc.result_queue.name)
-    async with asyncio.timeout(BOUND):
-        while rpc.dropped_replies < 2:  # noqa: ASYNC110 - nothing announces it
-            await asyncio.sleep(0.01)
+    await eventually(lambda: rpc.dropped_replies == 2)
     assert "a reply without a correlation_id" in caplog.text
     await rpc.close()
 

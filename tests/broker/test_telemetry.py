@@ -389,7 +389,7 @@ async def test_publish_many_takes_and_closes_what_it_takes_without_spans(
         finally:
             closed = True
 
-    with pytest.raises(TypeError, match=r"message 2 of publish_many.*'no message'") as caught:
+    with pytest.raises(TypeError, match=r"message at index 2 of publish_many.*'no message'") as caught:
         await channel.default_exchange.publish_many(generator(), queue.name)
     assert closed
     assert caught.value.publish_report.confirmed == 2  # type: ignore[attr-defined]

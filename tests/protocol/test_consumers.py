@@ -463,6 +463,7 @@ async def test_a_callback_that_waits_has_a_task_of_its_own() -> None:
 
 async def test_timeout_and_cancel_inside_a_callback_mean_that_callback() -> None:
     results: list[str] = []
+    others_ended = asyncio.Event()
 
     async def callback(message: IncomingMessage) -> None:
         if message.body == b"1":
@@ -471,6 +472,8 @@ async def test_timeout_and_cancel_inside_a_callback_mean_that_callback() -> None
                     await asyncio.Event().wait()
             except TimeoutError:
                 results.append("timeout")
+                if len(results) == 2:
+                    others_ended.set()
         elif message.body == b"2":
             task = asyncio.current_task()
             assert task is not None
@@ -479,9 +482,11 @@ async def test_timeout_and_cancel_inside_a_callback_mean_that_callback() -> None
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
                 results.append("cancelled")
+                if len(results) == 2:
+                    others_ended.set()
                 raise
         else:
-            await asyncio.sleep(0.05)
+            await others_ended.wait()
             async with asyncio.TaskGroup() as group:
                 group.create_task(asyncio.sleep(0))
             results.append("whole")

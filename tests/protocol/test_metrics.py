@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import gc
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from pamqp import commands, frame
 
+import leveret
 from leveret import Channel, Connection, IncomingMessage, Message
-from leveret.exceptions import ConnectionClosed, PublishOutcomeUnknown, PublishUnconfirmedInTime
+from leveret.exceptions import ConnectionClosed, DeliveryLost, PublishOutcomeUnknown, PublishUnconfirmedInTime
 from leveret.metrics import LOOK_EVERY, Metrics, Snapshot
 from tests.protocol.kit import Link, linked, turns, until, within
 from tests.protocol.robust_kit import robust
@@ -23,6 +26,19 @@ def watched(connection: Connection) -> Metrics:
     metrics = Metrics()
     metrics.watch(connection)
     return metrics
+
+
+def clock_of_loop(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """What puts on the clock of the event loop by so many seconds."""
+    loop, ahead = asyncio.get_running_loop(), 0.0
+    clock = loop.time
+
+    def put_on(seconds: float) -> None:
+        nonlocal ahead
+        ahead += seconds
+
+    monkeypatch.setattr(loop, "time", lambda: clock() + ahead)
+    return put_on
 
 
 def adds_up(found: Snapshot) -> bool:
@@ -119,17 +135,20 @@ async def test_without_confirms_it_counts_what_is_written() -> None:
         assert (found.published, found.unconfirmed, found.returned) == (7, 0, 1)
 
 
-async def test_held_publishes_and_the_time_for_which_the_broker_blocks_are_told() -> None:
+async def test_held_publishes_and_the_time_for_which_the_broker_blocks_are_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    put_on = clock_of_loop(monkeypatch)
     async with linked() as link:
         channel = await link.channel()
         metrics = watched(link.connection)
         link.session.send(0, commands.Connection.Blocked("low on memory"))
         await until(lambda: link.connection.blocked)
         held = [channel.default_exchange.publish(Message(b""), "key") for _ in range(2)]
-        await asyncio.sleep(0.02)
+        put_on(5)
         found = metrics.snapshot()
         assert (found.unsent, found.published) == (2, 0)
-        assert found.blocked_seconds >= 0.01
+        assert 5 <= found.blocked_seconds < 10
         link.session.send(0, commands.Connection.Unblocked())
         for _ in range(2):
             await link.session.expect_publish()
@@ -138,9 +157,9 @@ async def test_held_publishes_and_the_time_for_which_the_broker_blocks_are_told(
         found = metrics.snapshot()
         assert (found.unsent, found.confirmed) == (0, 2)
         blocked = found.blocked_seconds
-        await asyncio.sleep(0.01)
+        put_on(5)
         assert metrics.snapshot().blocked_seconds == blocked
-        assert found.confirm_seconds.sum >= 2 * 0.02, "the waiting is part of it"
+        assert found.confirm_seconds.sum >= 2 * 5, "the waiting is part of it"
 
 
 async def test_deliveries_are_counted_by_what_became_of_them() -> None:
@@ -227,9 +246,13 @@ async def test_a_large_message_and_a_fetched_one_are_deliveries_too() -> None:
 
 
 @pytest.mark.expects_errors
-async def test_callbacks_are_timed_and_their_failures_counted_whatever_they_are() -> None:
+async def test_callbacks_are_timed_and_their_failures_counted_whatever_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    put_on, go_on = clock_of_loop(monkeypatch), asyncio.Event()
+
     async def waits(message: IncomingMessage) -> None:
-        await asyncio.sleep(0.02)
+        await go_on.wait()
         await message.ack()
 
     def plain(message: IncomingMessage) -> None:
@@ -245,10 +268,13 @@ async def test_callbacks_are_timed_and_their_failures_counted_whatever_they_are(
             await link.consume(channel, callback, tag)
         for number, tag in enumerate("abbc", 1):
             link.session.deliver(1, tag, number, b"")
+        await until(lambda: metrics.snapshot().in_flight == 2)
+        put_on(5)
+        go_on.set()
         await until(lambda: metrics.snapshot().acked == 1)
         found = metrics.snapshot()
         assert (found.handlers_failed, found.handler_seconds.count, found.in_flight) == (2, 3, 1)
-        assert found.handler_seconds.sum >= 0.02
+        assert found.handler_seconds.sum >= 5
     found = metrics.snapshot()
     assert (found.handlers_failed, found.handler_seconds.count) == (2, 4), "to be cancelled is no failure"
 
@@ -263,12 +289,13 @@ async def test_a_callback_that_nobody_watches_is_called_as_it_is() -> None:
         assert link.connection.tally.on_confirmed is None
 
 
-async def test_an_event_loop_that_stands_still_shows_in_the_lag() -> None:
+async def test_an_event_loop_that_stands_still_shows_in_the_lag(monkeypatch: pytest.MonkeyPatch) -> None:
+    put_on = clock_of_loop(monkeypatch)
     async with linked() as link:
         metrics = watched(link.connection)
-        time.sleep(LOOK_EVERY + 0.3)  # noqa: ASYNC251 - something that blocks the loop
+        put_on(LOOK_EVERY + 0.5)  # as if something blocked the loop
         await until(lambda: metrics.snapshot().loop_lag_seconds.count)
-        assert metrics.snapshot().loop_lag_seconds.sum >= 0.29
+        assert 0.5 <= metrics.snapshot().loop_lag_seconds.sum < 3
 
 
 async def test_what_came_in_one_read_with_the_end_of_the_connection_is_counted() -> None:
@@ -386,3 +413,124 @@ async def test_closing_the_connection_leaves_nothing_behind() -> None:
     assert not tally.publishers
     assert metrics._loop is None
     assert isinstance(link.connection._error(), ConnectionClosed)
+
+
+async def test_a_connection_that_is_no_longer_watched_keeps_what_it_did_and_adds_nothing() -> None:
+    async with linked(lenient=True) as one, linked(lenient=True) as two:
+        metrics, got = Metrics(), list[bytes]()
+        for link in (one, two):
+            metrics.watch(link.connection)
+        channel = await one.channel()
+        await one.consume(channel, lambda message: got.append(message.body), no_ack=True)
+        one.session.deliver(1, "tag", 1, b"1")
+        futures = await publish(one, channel, 2)
+        one.session.send(1, Ack(1))
+        await within(futures[0])
+        await until(lambda: got == [b"1"])
+        metrics.unwatch(one.connection)
+        metrics.unwatch(one.connection)  # again is no less
+        found = metrics.snapshot()
+        assert (found.published, found.confirmed, found.delivered) == (2, 1, 1)
+        assert (found.connections, found.unconfirmed) == (1, 0), "gauges are of what is watched"
+        assert (found.confirm_seconds.count, found.handler_seconds.count) == (1, 1)
+        one.session.deliver(1, "tag", 2, b"2")
+        one.session.send(1, Ack(2))
+        await within(futures[1])
+        await until(lambda: got == [b"1", b"2"])
+        later = metrics.snapshot()
+        assert (later.confirmed, later.delivered) == (1, 1)
+        assert (later.confirm_seconds.count, later.handler_seconds.count) == (1, 1)
+        assert len(one.connection.close_callbacks) == 0
+        assert metrics._timer is not None, "the other is watched still"
+
+
+async def test_what_was_unwatched_may_be_watched_again_and_is_not_counted_twice() -> None:
+    async with linked() as link:
+        channel = await link.channel()
+        metrics = watched(link.connection)
+        for _ in range(2):
+            (future,) = await publish(link, channel, 1)
+            metrics.unwatch(link.connection)
+            assert metrics._timer is None
+            link.session.send(1, Ack(0, True))
+            await within(future)
+            metrics.watch(link.connection)
+        assert (metrics.snapshot().published, metrics.snapshot().confirmed) == (2, 2)
+        metrics.unwatch(link.connection)
+        other = watched(link.connection)
+        assert other.snapshot().published == 2
+
+
+async def test_to_unwatch_what_is_not_watched_does_nothing() -> None:
+    async with linked() as link:
+        metrics = watched(link.connection)
+        Metrics().unwatch(link.connection)
+        assert metrics.snapshot().connections == 1
+        with pytest.raises(ValueError, match="another Metrics"):
+            Metrics().watch(link.connection)
+    metrics.unwatch(link.connection)
+    assert metrics.snapshot().connections == 0
+
+
+@pytest.mark.parametrize("end", ["unwatched", "closed"])
+async def test_metrics_keep_no_connection_alive(end: str) -> None:
+    metrics = Metrics()
+
+    async def one() -> weakref.ref[Connection]:
+        async with linked() as link:
+            metrics.watch(link.connection)
+            await link.channel()
+            if end == "unwatched":
+                metrics.unwatch(link.connection)
+            return weakref.ref(link.connection)
+
+    reference = await one()
+    await turns()
+    gc.collect()
+    assert reference() is None
+
+
+async def waits_in_vain(message: IncomingMessage, *_: object) -> None:
+    future = asyncio.get_running_loop().create_future()
+    future.cancel()
+    await future
+
+
+async def is_lost(message: IncomingMessage) -> None:
+    raise DeliveryLost("as it is meant to")
+
+
+def fails(message: IncomingMessage) -> None:
+    raise RuntimeError("as it is meant to")
+
+
+@pytest.mark.expects_errors
+@pytest.mark.parametrize(
+    ("callback", "options", "failures"),
+    [
+        (fails, {}, 1),
+        (fails, {"on_error": "reject"}, 1),
+        (fails, {"on_error": lambda *_: leveret.Nack}, 1),
+        (fails, {"on_error": fails}, 1),
+        (fails, {"on_error": waits_in_vain}, 1),
+        (fails, {"thread": True}, 1),
+        (waits_in_vain, {}, 1),
+        (waits_in_vain, {"on_error": "requeue"}, 1),
+        (is_lost, {}, 0),  # its message comes again
+        (is_lost, {"on_error": "requeue"}, 0),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+async def test_a_callback_that_fails_is_counted_once_by_its_consumer_and_by_the_metrics(
+    callback: Any, options: dict[str, Any], failures: int
+) -> None:
+    async with linked(lenient=True, without="basic.nack") as link:  # so that leveret.Nack fails, too
+        channel = await link.channel(confirm=False)
+        metrics = watched(link.connection)
+        queue = await link.queue(channel)
+        call = queue.consume(callback, consumer_tag="tag", **options)
+        consumer = await link.answer(call, commands.Basic.Consume, commands.Basic.ConsumeOk("tag"))
+        link.session.deliver(1, "tag", 1, b"")
+        await until(lambda: metrics.snapshot().handler_seconds.count)
+        await link.fence()
+        assert (consumer.failed, metrics.snapshot().handlers_failed) == (failures, failures)

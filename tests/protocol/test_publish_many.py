@@ -238,7 +238,7 @@ async def test_nacks_name_their_messages() -> None:
         with pytest.raises(IndexError):
             report.error(6)
         with pytest.raises(
-            PublishManyFailed, match="6 messages, 3 confirmed, 3 failed; the first one is number 0"
+            PublishManyFailed, match="6 messages, 3 confirmed, 3 failed; the first of them, at index 0"
         ) as e:
             report.raise_for_failures()
         assert e.value.report is report
@@ -476,7 +476,7 @@ async def test_a_mistake_is_raised_after_what_came_before_and_names_the_message(
         assert not await link.sent()
         assert not task.done()
         link.session.send(1, Ack(2, True), Nack(3))
-        with pytest.raises(kind, match="message 3 of publish_many") as caught:
+        with pytest.raises(kind, match="message at index 3 of publish_many") as caught:
             await within(task)
         assert text in str(caught.value)
         report = caught.value.publish_report  # type: ignore[attr-defined]
@@ -491,7 +491,7 @@ async def test_a_mistake_is_raised_after_what_came_before_and_names_the_message(
 async def test_a_message_without_a_key() -> None:
     async with linked() as link:
         channel = await link.channel()
-        with pytest.raises(TypeError, match=r"message 0 .* no routing key"):
+        with pytest.raises(TypeError, match=r"message at index 0 .* no routing key"):
             await within(channel.default_exchange.publish_many([Message(b"")]))
 
 

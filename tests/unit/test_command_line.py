@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import datetime
 import io
 import json
@@ -20,15 +21,19 @@ import pytest
 
 import leveret
 from leveret import exceptions
+from leveret.cli import load
+from leveret.cli.bench import run as run_bench
+from leveret.cli.bench import summary, summary_lines
 from leveret.cli.explain import CommandFailed, fix_for, sentence, what_happened
 from leveret.cli.formats import as_json, as_pretty, json_value, raw
-from leveret.cli.load import Figures, sent_at, stamp
+from leveret.cli.load import Figures, Load, sent_at, stamp
 from leveret.cli.main import main, make_parser
 from leveret.cli.measure import Latencies, Pace, milliseconds, per_second
 from leveret.cli.options import DEFAULT_URL, counted, delimiter, hide_passwords, name_and_value, rate, seconds, whole
 from leveret.cli.publish import make_message
 from leveret.cli.terminal import Live, LogToStderr, say
 from leveret.message import IncomingMessage
+from leveret.testing import Broker
 from leveret.wire.codec import Properties, encode_properties
 
 if TYPE_CHECKING:
@@ -490,8 +495,6 @@ def test_a_bench_knows_its_own_messages() -> None:
 
 
 def test_the_figures_of_a_bench_are_told_in_lines_and_in_json() -> None:
-    from leveret.cli.bench import summary, summary_lines
-
     args = make_parser().parse_args(["bench", "--count", "10"])
     figures = Figures()
     figures.sent = figures.confirmed = 10
@@ -504,6 +507,30 @@ def test_the_figures_of_a_bench_are_told_in_lines_and_in_json() -> None:
     lines = summary_lines(result)
     assert [line.split()[0] for line in lines] == ["sent", "received", "latency"]
     assert lines[0].endswith("10 confirmed, 1 returned")
+
+
+@pytest.mark.parametrize(("until", "is_bounded"), [("--time 0.3", True), ("--time 0.3 --count 10", False)])
+def test_a_bench_with_a_time_does_not_wait_for_ever_for_slow_consumers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], until: str, is_bounded: bool
+) -> None:
+    async def slowly(self: Load, message: IncomingMessage) -> leveret.Verdict | None:
+        await asyncio.sleep(0.01)
+        return on_message(self, message)
+
+    async def bench() -> int:
+        async with Broker() as broker:
+            command = f"bench --url {broker.url} --prefetch 1 --rate 2000 {until} --json"
+            return await run_bench(make_parser().parse_args(command.split()))
+
+    on_message = Load._on_message
+    monkeypatch.setattr(Load, "_on_message", slowly)
+    monkeypatch.setattr(load, "DRAIN", 0.3)
+    assert asyncio.run(bench()) == 0, "what is left is not lost"
+    result = json.loads(capsys.readouterr().out)
+    assert result["left"] == result["sent"] - result["received"]
+    assert (result["left"] > 0) == is_bounded
+    lines = summary_lines(result)
+    assert ("left in the queue" in lines[1]) == is_bounded
 
 
 # -------------------------------------------------------------------------------------------------- terminal

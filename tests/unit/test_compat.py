@@ -185,6 +185,17 @@ def test_other_types_can_be_taught_to_expiration_and_timestamp():
     assert to_milliseconds(1.5) == 1500
 
 
+@pytest.mark.parametrize(("kind", "value"), [(int, 5), (float, 1.5)])
+def test_what_is_registered_for_plain_seconds_counts_too(kind, value):
+    built_in = encode_expiration.dispatch(object)
+    encode_expiration.register(kind, lambda value: f"{value} jiffies")
+    try:
+        assert Message(b"", expiration=value).properties.expiration == f"{value} jiffies"
+    finally:
+        encode_expiration.register(kind, built_in)
+    assert Message(b"", expiration=value).properties.expiration == str(round(value * 1000))
+
+
 # ------------------------------------------------------------------------------------------- hand-made messages
 
 

@@ -451,6 +451,44 @@ async def test_failures_that_fill_the_prefetch_are_a_complaint_and_one_warning(c
     assert consumer.complaint is None
 
 
+@pytest.mark.expects_errors
+async def test_what_on_error_leaves_takes_one_place_in_the_prefetch():
+    consumer = Consumer(failing(True, LookupError()), prefetch=2, on_failure=failure_handler(lambda *_: None))
+    consumer.deliver(1)
+    await rest()
+    assert consumer.complaint is None
+    consumer.deliver(2)
+    await rest()
+    assert "left 2 messages" in consumer.complaint
+
+
+@pytest.mark.expects_errors
+async def test_what_on_error_leaves_to_somebody_who_settles_it_is_no_complaint():
+    kept = []
+    consumer = Consumer(
+        failing(True, LookupError()), prefetch=1, on_failure=failure_handler(lambda m, _: kept.append(m))
+    )
+    consumer.deliver(1)
+    await rest()
+    await kept[0].ack()
+    assert consumer.complaint is None
+
+
+@pytest.mark.expects_errors
+async def test_an_on_error_that_waits_in_vain_is_told_and_what_fails_is_counted_once(caplog):
+    foreign = asyncio.get_running_loop().create_future()
+    foreign.cancel()
+
+    async def on_error(message, error):
+        await foreign
+
+    consumer = Consumer(failing(True, LookupError()), on_failure=failure_handler(on_error))
+    consumer.deliver(1)
+    await rest()
+    assert consumer.failures.count == 1
+    assert "on_error of consumer 'tag' of queue 'work' failed on delivery 1" in caplog.text
+
+
 async def test_callbacks_that_settle_nothing_are_a_complaint_and_after_a_while_a_warning(caplog, monkeypatch):
     told = asyncio.Event()
     monkeypatch.setattr(failures, "_PATIENCE", 0.02)

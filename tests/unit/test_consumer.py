@@ -269,7 +269,7 @@ async def test_no_other_end_is_told_as_a_cancellation(error, caplog):
 
 
 async def test_timeouts_in_a_callback_end_what_they_are_around():
-    seen = []
+    seen, both = [], asyncio.Event()
 
     async def callback(message):
         try:
@@ -277,9 +277,12 @@ async def test_timeouts_in_a_callback_end_what_they_are_around():
                 await asyncio.Event().wait()
         except TimeoutError:
             seen.append(message.delivery_tag)
+            if len(seen) == 2:
+                both.set()
 
     consumer = Consumer(callback)
     consumer.deliver(1, 2)
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(5):
+        await both.wait()
     await consumer.rest()
     assert seen == [1, 2]

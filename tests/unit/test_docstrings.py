@@ -1,6 +1,7 @@
 """Docstrings (architecture.md §8): everything public has one, and calls say what they take and what they raise.
 
-The rule for sections, of every awaitable function or method that ``leveret.__all__`` and the patterns lead to:
+The rule for sections, of every awaitable function or method that ``leveret.__all__`` and the patterns lead to, and of
+every method of ``leveret.testing.Broker``:
 
 * one that takes an argument besides ``self`` and ``timeout`` has ``Raises:``, or says in words that it never raises;
 * one that takes three or more of them (besides ``self`` and ``timeout``) has ``Args:``.
@@ -14,6 +15,7 @@ import re
 import pytest
 
 import leveret
+import leveret.testing
 
 
 def public() -> dict[str, object]:
@@ -27,6 +29,7 @@ def public() -> dict[str, object]:
     ]
     todo += [(f"patterns.{name}", getattr(leveret.patterns, name)) for name in leveret.patterns.__all__]
     todo += [(f"pool.{name}", getattr(leveret.pool, name)) for name in ("Pool", "PoolInstance")]
+    todo += [(f"testing.{name}", getattr(leveret.testing, name)) for name in leveret.testing.__all__]
     for name, value in todo:
         if inspect.isclass(value):
             found[name] = value
@@ -45,6 +48,9 @@ def public() -> dict[str, object]:
 
 PUBLIC = public()
 AWAITABLE = {name: value for name, value in PUBLIC.items() if inspect.iscoroutinefunction(value)}
+CALLS = AWAITABLE | {
+    name: value for name, value in PUBLIC.items() if name.startswith("testing.Broker.") and inspect.isfunction(value)
+}
 
 
 def arguments(function: object) -> list[str]:
@@ -58,6 +64,7 @@ def sections(function: object) -> set[str]:
 def test_the_walk_finds_the_api():
     assert {"connect", "Channel.declare_queue", "Exchange.publish", "IncomingMessage.ack"} <= AWAITABLE.keys()
     assert {"Message", "Message.body_size", "Connection.channel", "exceptions.QueueEmpty"} <= PUBLIC.keys()
+    assert {"testing.Broker", "testing.Broker.fail_next", "testing.QueueView"} <= PUBLIC.keys()
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -73,25 +80,25 @@ def test_everything_public_has_a_docstring_of_its_own(name):
 def test_calls_that_take_arguments_say_what_they_raise():
     lacking = [
         name
-        for name, value in AWAITABLE.items()
+        for name, value in CALLS.items()
         if arguments(value) and "Raises" not in sections(value) and "never raises" not in (inspect.getdoc(value) or "")
     ]
     assert lacking == []
 
 
 def test_calls_that_take_several_arguments_describe_them():
-    lacking = [name for name, value in AWAITABLE.items() if len(arguments(value)) > 2 and "Args" not in sections(value)]
+    lacking = [name for name, value in CALLS.items() if len(arguments(value)) > 2 and "Args" not in sections(value)]
     assert lacking == []
 
 
-@pytest.mark.parametrize("name", AWAITABLE)
+@pytest.mark.parametrize("name", CALLS)
 def test_an_args_section_names_every_argument(name):
-    doc = inspect.getdoc(AWAITABLE[name]) or ""
+    doc = inspect.getdoc(CALLS[name]) or ""
     match = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", doc, re.MULTILINE | re.DOTALL)
     if match is None:
         return
     described = set(re.findall(r"^    \**(\w+):", match[1], re.MULTILINE))
-    taken = {each for each in inspect.signature(AWAITABLE[name]).parameters if each not in {"self", "cls"}}
+    taken = {each for each in inspect.signature(CALLS[name]).parameters if each not in {"self", "cls"}}
     assert described <= taken, f"{name} describes what it does not take: {described - taken}"
     assert taken - described <= {"timeout"}, f"{name} does not describe {taken - described}"
 

@@ -39,7 +39,7 @@ def test_of_the_standard_library_it_takes_little(imported: dict[str, list[str]])
     assert public - others <= {"leveret", "copy", "random", "bisect"}
 
 
-@pytest.mark.parametrize("name", ["retrier", "retry_ladder", "metrics", "wire.tls"])
+@pytest.mark.parametrize("name", ["abc", "passed_on", "retrier", "retry_ladder", "metrics", "wire.tls"])
 def test_what_many_never_use_is_left_until_it_is_used(name: str, imported: dict[str, list[str]]) -> None:
     assert "leveret" in imported["modules"]
     assert f"leveret.{name}" not in imported["modules"]

@@ -29,7 +29,7 @@ def test_one_with_failures() -> None:
     errors = [report.error(index) for index in range(10)]
     assert [index for index, error in enumerate(errors) if error is not None] == [3, 7]
     assert (errors[3], errors[7]) == (FAILURES[0].error, FAILURES[1].error)
-    assert str(report).startswith("10 messages, 8 confirmed, 2 failed; the first one is number 3: PublishNotSent(")
+    assert str(report).startswith("10 messages, 8 confirmed, 2 failed; the first of them, at index 3: PublishNotSent(")
     with pytest.raises(PublishManyFailed) as caught:
         report.raise_for_failures()
     assert caught.value.report is report

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import leveret
-from leveret.cli.load import Figures, Load
+from leveret.cli.load import DRAIN, Figures, Load
 from leveret.cli.measure import per_second
 from leveret.cli.options import (
     FAILED,
@@ -38,6 +38,7 @@ _EPILOG = epilog(
     notes="""
 Each producer and each consumer has a connection of its own. Without --queue, a queue is made and deleted again.
 latency: from before a message is written to when its consumer has it. Between machines it is as right as their clocks.
+After --time, consumers get 10 seconds more for what they are behind with; what is left then is told, and is no error.
 confirm latency: from the same moment to the broker's confirm.
 It measures this client, in one process, as much as the broker: look at the CPU of both.
 exit code: 0; 1 on errors, and if a message was returned, refused, or confirmed and not received.""",
@@ -137,6 +138,7 @@ def summary(figures: Figures, args: argparse.Namespace, queue: str) -> dict[str,
         "returned": figures.returned,
         "failed": figures.failed,
         "received": figures.received,
+        "left": figures.left,
         "received_per_second": round(per_second(figures.received, figures.consuming), 1),
         "latency_ms": figures.latency.summary(),
         "confirm_latency_ms": figures.confirm_latency.summary(),
@@ -151,7 +153,8 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
         wrong = "".join(f", {result[name]:,} {name}" for name in ("returned", "failed") if result[name])
         lines.append(f"sent      {result['sent']:>12,}  {result['sent_per_second']:>11,.0f}/s  {confirmed}{wrong}")
     if result["consumers"]:
-        lines.append(f"received  {result['received']:>12,}  {result['received_per_second']:>11,.0f}/s")
+        left = f"  {result['left']:,} left in the queue, {DRAIN:g} s after the end" if result["left"] else ""
+        lines.append(f"received  {result['received']:>12,}  {result['received_per_second']:>11,.0f}/s{left}")
     for name, key in (("latency", "latency_ms"), ("confirm", "confirm_latency_ms")):
         if (latency := result[key]) is not None:
             figures = "  ".join(

@@ -30,6 +30,8 @@ _EXPIRES = 10 * 60 * 1000
 """Milliseconds after which the broker deletes a queue of ours, should we not come to it."""
 _SILENCE = 2.0
 """Seconds that consumers wait for what is missing at the end."""
+DRAIN = 10.0
+"""Seconds that consumers get at the end of ``--time`` for what they are behind with."""
 _WINDOW_BYTES = 16 * 1024 * 1024
 """Bytes of bodies that a producer has on their way, at most."""
 _BURST = 100
@@ -43,7 +45,7 @@ class Figures:
     """What is counted; the same figures for all producers and consumers together."""
 
     def __init__(self) -> None:
-        self.sent = self.confirmed = self.returned = self.failed = self.received = self.unstamped = 0
+        self.sent = self.confirmed = self.returned = self.failed = self.received = self.left = self.unstamped = 0
         self.latency, self.confirm_latency = Latencies(), Latencies()
         self.publishing = self.consuming = 0.0
         """Seconds that it took."""
@@ -86,7 +88,7 @@ class Load:
     def is_well(self) -> bool:
         """Whether nothing came back, was refused, or is missing."""
         f, args = self.figures, self._args
-        missing = args.producers and args.consumers and args.queue is None and f.received < self._expected()
+        missing = args.producers and args.consumers and args.queue is None and f.received + f.left < self._expected()
         return not (f.returned or f.failed or missing)
 
     async def run(self) -> None:
@@ -142,7 +144,15 @@ class Load:
             if producers:
                 self.figures.publishing = self._loop.time() - self._begun
         if producers and self._args.consumers and self._args.queue is None:
-            await self._all_received(None)
+            await self._drain()
+
+    async def _drain(self) -> None:
+        """Wait for what was sent and not received; with a ``--time``, not for as long as it takes."""
+        try:
+            async with asyncio.timeout(None if self._args.time is None else DRAIN):
+                await self._all_received(None)
+        except TimeoutError:
+            self.figures.left = self._expected() - self.figures.received
 
     async def _all_received(self, count: int | None) -> None:
         """Wait for *count* messages; None for all that were sent, while some come."""

@@ -31,7 +31,7 @@ AIO_PIKA = (
 )
 """The modules of aio-pika; the last is of release 6."""
 
-AIORMQ = ("abc", "exceptions")
+AIORMQ = ("abc", "connection", "exceptions")
 """Those of aiormq that its users import."""
 
 

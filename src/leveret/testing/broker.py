@@ -279,6 +279,9 @@ class Broker(Controls):
             keep: whether the next :meth:`start` finds what a restart of RabbitMQ finds: durable exchanges and queues,
                 and the persistent messages in them. Otherwise it begins anew.
             abruptly: whether connections are reset without a word, as in a crash.
+
+        Raises:
+            RuntimeError, TimeoutError: as :meth:`stop_thread`, where it was started in another loop.
         """
         if self._thread is None and self._loop in (None, asyncio.get_running_loop()):
             async with self._turn():

@@ -170,6 +170,9 @@ class Controls:
 
         Returns:
             How many.
+
+        Raises:
+            TimeoutError: called in another thread, and the broker's loop did not come to it.
         """
 
         def drop() -> int:
@@ -190,6 +193,9 @@ class Controls:
 
         Returns:
             How many.
+
+        Raises:
+            ValueError: that is no reply code.
         """
 
         def close() -> int:
@@ -218,6 +224,9 @@ class Controls:
 
         Returns:
             How many.
+
+        Raises:
+            ValueError: that is no reply code.
         """
 
         def close() -> int:
@@ -238,6 +247,10 @@ class Controls:
 
         Returns:
             How many.
+
+        Raises:
+            ValueError: there is no such virtual host.
+            KeyError: there is no such queue.
         """
 
         def cancel() -> int:
@@ -254,6 +267,9 @@ class Controls:
 
         Args:
             resource: what is short, ``"memory"`` or ``"disk"``.
+
+        Raises:
+            ValueError: there is no such resource.
         """
         if resource not in {"memory", "disk"}:
             raise ValueError(f"resource must be 'memory' or 'disk', not {resource!r}")
@@ -285,12 +301,24 @@ class Controls:
         self._call(lambda: self._server.faults.add(method, code, text))
 
     def nack_next(self, count: int = 1) -> None:
-        """Answer the next *count* confirmed publishes with ``basic.nack``; they are in their queues all the same."""
+        """Answer the next *count* confirmed publishes with ``basic.nack``; they are in their queues all the same.
+
+        Raises:
+            TypeError, ValueError: that is no whole number, or negative.
+        """
         check_count("count", count, 0)
         self._call(lambda: setattr(self._server.faults, "nacks", count))
 
     def delay_confirms(self, seconds: float) -> None:
-        """Have every confirm wait; 0 ends it, for later publishes."""
+        """Have every confirm wait; 0 ends it, for later publishes.
+
+        Args:
+            seconds: how long.
+
+        Raises:
+            TypeError: that is no number.
+            ValueError: it is negative, NaN or infinite.
+        """
         check_seconds("seconds", seconds)
         self._call(lambda: setattr(self._server.faults, "confirm_delay", seconds))
 
@@ -310,6 +338,10 @@ class Controls:
         Args:
             seconds: how long; ``None`` is for ever.
             tick: how often.
+
+        Raises:
+            TypeError: that is no number.
+            ValueError: it is negative, NaN or infinite, or the tick is 0.
         """
         check_consumer_timeout("seconds", seconds, "tick", tick)
         self._call(lambda: self._server.set_consumer_timeout(seconds, tick))
@@ -320,6 +352,9 @@ class Controls:
         Args:
             tap: called with the connection (``None`` before it is open), ``"in"`` or ``"out"``, and the bytes, in the
                 broker's thread; what it returns takes their place, ``None`` leaves them. ``None`` ends it.
+
+        Raises:
+            TimeoutError: called in another thread, and the broker's loop did not come to it.
         """
         if tap is None:
             self._call(lambda: setattr(self._server, "tap", None))
@@ -331,7 +366,11 @@ class Controls:
         self._call(lambda: setattr(self._server, "tap", adapted))
 
     def send_bytes(self, data: bytes, *, name: str | None = None) -> int:
-        """Send raw bytes to clients, behind what is on its way to them; how many got them."""
+        """Send raw bytes to clients, behind what is on its way to them; how many got them.
+
+        Raises:
+            TimeoutError: called in another thread, and the broker's loop did not come to it.
+        """
 
         def send() -> int:
             found = self._sessions(name)
@@ -377,6 +416,10 @@ class Controls:
             name: the user's name.
             password: the password.
             permissions: by virtual host; ``None`` is everything on all of them, or what the user has.
+
+        Raises:
+            TypeError: name, password or a pattern is no string.
+            ValueError: there is no such virtual host, or that is no regular expression.
         """
 
         check_text("name", name)
@@ -408,6 +451,13 @@ class Controls:
     ) -> None:
         """Say what *user* may do; regular expressions, ``""`` for nothing.
 
+        Args:
+            user: the user's name.
+            configure: what may be declared and deleted.
+            write: what may be published to.
+            read: what may be consumed from.
+            vhost: the virtual host that it is about.
+
         Raises:
             ValueError: there is no such user or virtual host, or that is no regular expression.
         """
@@ -423,7 +473,17 @@ class Controls:
         self._call(change)
 
     def set_limits(self, user: str, *, channels: int | None = None, connections: int | None = None) -> None:
-        """Say how many channels and connections *user* may have; ``None``, or less than 0, is any number."""
+        """Say how many channels and connections *user* may have; ``None``, or less than 0, is any number.
+
+        Args:
+            user: the user's name.
+            channels: on all of the user's connections together.
+            connections: how many of these.
+
+        Raises:
+            ValueError: there is no such user.
+            TypeError: a limit is no whole number.
+        """
         for what, limit in (("channels", channels), ("connections", connections)):
             if limit is not None:
                 check_count(what, max(limit, 0) if isinstance(limit, int) else limit, 0)
@@ -446,6 +506,9 @@ class Controls:
         Args:
             name: of the virtual host.
             users: who may do everything there; ``None`` is all users that there are.
+
+        Raises:
+            ValueError: there is no such user.
         """
 
         def add() -> None:
@@ -457,7 +520,11 @@ class Controls:
         self._call(add)
 
     def delete_vhost(self, name: str) -> None:
-        """Delete a virtual host with all that it has; its connections are closed."""
+        """Delete a virtual host with all that it has; its connections are closed.
+
+        Raises:
+            ValueError: there is no such virtual host.
+        """
 
         def delete() -> None:
             vhost = self._vhost(name)
