@@ -37,7 +37,7 @@ from leveret.settling import BatchingWire, Verdict, settle
 
 if TYPE_CHECKING:
     from leveret.wire.channel import WireChannel, WireConsumer
-    from leveret.wire.hand import Hand, Rest
+    from leveret.wire.hand import Rest
 
 _log = get_logger(__name__)
 
@@ -87,14 +87,14 @@ class CallbackConsumer:
         "_context",
         "_describe",
         "_given_back",
+        "_hand",
         "_handlers",
         "_has_warned",
+        "_is_due",
         "_limit",
         "_message_wire",
         "_on_cancelled",
         "_queue",
-        "_hand",
-        "_is_due",
         "_stopping",
         "_tag",
         "_task_name",
@@ -210,7 +210,8 @@ class CallbackConsumer:
         queue = self._queue
         wire = None if self.no_ack else self._wire
         rest: Rest | None = None
-        self._handlers.add(task)
+        self._handlers.tasks.add(task)
+        self._handlers.of_channel.add(task)
         task.set_name(self._task_name)
         try:
             while queue and not task.cancelling():  # a callback that cancels its task must not cancel the next one

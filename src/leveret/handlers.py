@@ -55,17 +55,13 @@ class Handlers:
         self.of_channel.add(task)
         task.add_done_callback(self.of_channel.discard)
 
-    def add(self, task: asyncio.Task[None]) -> None:
-        """*task* is about to run callbacks."""
-        self.tasks.add(task)
-        self.of_channel.add(task)
-
     def remove(self, task: asyncio.Task[Any]) -> None:
-        """It runs none any more."""
+        """*task* runs callbacks no more."""
         self.tasks.discard(task)
         self.of_channel.discard(task)
-        self._entered.discard(task)
-        self._tell_idle()
+        if self._drains:
+            self._entered.discard(task)
+            self._tell_idle()
 
     def on_end(self, task: asyncio.Task[Any], message: IncomingMessage, has_ended: bool) -> None:
         """A callback has ended, or was cancelled, while the consumer stops."""

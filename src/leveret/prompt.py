@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 
-_set_result = asyncio.Future.set_result
+_set_result: Callable[[asyncio.Future[Any], Any], None] = asyncio.Future.set_result
 
 
 class Wakeups:
@@ -26,20 +26,25 @@ class Wakeups:
 
     Attributes:
         is_reading: whether a read is being taken in.
-        due: the futures that ended meanwhile.
+        due: how to go on with the tasks that await what has ended meanwhile.
     """
 
     __slots__ = ("due", "is_reading")
 
     def __init__(self) -> None:
         self.is_reading = False
-        self.due: list[Prompt[Any]] = []
+        self.due: list[tuple[Context, Callable[[Any], object], Prompt[Any]]] = []
 
     def run(self) -> None:
-        """Have the tasks go on that wait for what is due."""
+        """Have the tasks go on that await what is due."""
         due, self.due = self.due, []
-        for future in due:
-            future.wake()
+        for context, resume, future in due:
+            try:
+                context.run(resume, future)
+            except (KeyboardInterrupt, SystemExit) as exc:  # which end the loop, and not what reads the socket
+                asyncio.get_running_loop().call_soon(_raise, exc)
+            except RuntimeError:  # it was read by a task, as no event loop does
+                future.wake_soon()
 
 
 class Prompt(asyncio.Future[T]):
@@ -47,14 +52,16 @@ class Prompt(asyncio.Future[T]):
 
     Args:
         wakeups: those of the connection that will end it; None has its task woken as any other is.
+        loop: None for the one that runs.
     """
 
-    __slots__ = ("_context", "_resume", "_wakeups")
+    __slots__ = ("_context", "_resume", "_wakeups", "_watchers")
 
     def __init__(self, wakeups: Wakeups | None = None, *, loop: asyncio.AbstractEventLoop | None = None) -> None:
         super().__init__(loop=loop)
         self._wakeups = wakeups
         self._resume: Callable[[Any], object] | None = None
+        self._watchers: list[Callable[[Any], object]] | None = None
 
     def add_done_callback(self, fn: Callable[[Any], object], /, *, context: Context | None = None) -> None:
         """As of every future."""
@@ -72,40 +79,45 @@ class Prompt(asyncio.Future[T]):
     def set_result(self, result: T, /) -> None:
         """As of every future."""
         _set_result(self, result)
-        if self._resume is not None:
-            self._on_end()
+        if self._resume is not None or self._watchers is not None:
+            self._tell()
 
     def set_exception(self, exception: type | BaseException, /) -> None:
         """As of every future."""
         super().set_exception(exception)
-        if self._resume is not None:
-            self._on_end()
+        self._tell()
 
     def cancel(self, msg: Any | None = None) -> bool:
         """As of every future."""
-        is_cancelled = super().cancel(msg)
-        if is_cancelled and self._resume is not None:
-            self._on_end()
-        return is_cancelled
+        if not super().cancel(msg):
+            return False
+        self._tell()
+        return True
 
-    def _on_end(self) -> None:
-        wakeups = self._wakeups
-        if wakeups is not None and wakeups.is_reading:
-            wakeups.due.append(self)
+    def on_end(self, callback: Callable[[Any], object]) -> None:
+        """Call *callback* with it the moment that it ends, or has ended; it is not to raise."""
+        if self.done():
+            callback(self)
+        elif self._watchers is None:
+            self._watchers = [callback]
+        else:
+            self._watchers.append(callback)
+
+    def _tell(self) -> None:
+        """It has ended."""
+        if self._watchers is not None:
+            watchers, self._watchers = self._watchers, None
+            for callback in watchers:
+                callback(self)
+        if self._resume is None:
+            return
+        if self._wakeups is not None and self._wakeups.is_reading:
+            self._wakeups.due.append((self._context, self._resume, self))
         else:
             self.wake_soon()
 
-    def wake(self) -> None:
-        """Have the task that awaits it go on."""
-        try:
-            self._context.run(self._resume, self)
-        except (KeyboardInterrupt, SystemExit) as exc:  # which end the loop, and not what reads the socket
-            self.get_loop().call_soon(_raise, exc)
-        except RuntimeError:  # it was read by a task, which the loop would not do
-            self.wake_soon()
-
     def wake_soon(self) -> None:
-        """The same in the next turn of the event loop, as every other future does."""
+        """Have the task that awaits it go on in the next turn of the event loop, as with every other future."""
         assert self._resume is not None
         self.get_loop().call_soon(self._resume, self, context=self._context)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
@@ -56,11 +57,7 @@ def cancel_with_the_next_read(link: Link, task: asyncio.Future[Any]) -> None:
     """Cancel *task* with the next read: after the reply came, before its waiter runs again."""
     transport: Any = link.connection._transport
 
-    class Canceller:
-        def wake(self) -> None:
-            task.cancel()
-
-    transport.wakeups.due.append(Canceller())
+    transport.wakeups.due.append((contextvars.copy_context(), lambda _: task.cancel(), None))
 
 
 async def hang_up(session: Session) -> None:

@@ -48,18 +48,15 @@ class Hand:
         self._jobs.append(job)
         if self._task is None or self._task.cancelling():
             self._start()
-        elif self._parked is not None:
-            self._go_on()
+        elif (parked := self._parked) is not None:
+            self._parked = None
+            parked.set_result(None)
 
     def end(self) -> None:
         """The connection is gone: keep no task waiting. What comes all the same is done."""
         self._is_over = True
-        if self._parked is not None:
-            self._go_on()
-
-    def _go_on(self) -> None:
-        parked, self._parked = self._parked, None
-        if parked is not None and not parked.done():
+        if (parked := self._parked) is not None and not parked.done():
+            self._parked = None
             parked.set_result(None)
 
     def _start(self) -> None:
@@ -70,14 +67,15 @@ class Hand:
         task = asyncio.current_task()
         assert task is not None
         try:
-            while not task.cancelling():  # a callback that cancels its task must not cancel the next one
+            while True:
                 rest = self._output.together(self._do_jobs)
                 if rest is not None:
                     await _finish(rest)
                     return
-                if self._is_over:
+                if self._is_over or task.cancelling():  # a callback may have cancelled it: not the next one
                     break
-                self._parked = parked = Prompt(self._wakeups)
+                parked: Prompt[None] = Prompt(self._wakeups)
+                self._parked = parked
                 await parked
         finally:
             if self._task is task:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol
 
 from leveret.exceptions import (
     PublishNotSent,
@@ -183,10 +183,6 @@ class AwaitedPublish(Outcome[Any], Publish):
         """It has ended with *error*, unless it has ended already."""
         if not self.done():
             self.set_exception(error)
-
-    def on_end(self, callback: Callable[[Publish], object]) -> None:
-        """Call *callback* with it soon after it has ended."""
-        self.add_done_callback(cast("Callable[[object], object]", callback))
 
     @property
     def has_timer(self) -> bool:
