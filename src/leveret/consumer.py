@@ -37,6 +37,7 @@ from leveret.settling import BatchingWire, Verdict, settle
 
 if TYPE_CHECKING:
     from leveret.wire.channel import WireChannel, WireConsumer
+    from leveret.wire.hand import Rest
 
 _log = get_logger(__name__)
 
@@ -86,13 +87,14 @@ class CallbackConsumer:
         "_context",
         "_describe",
         "_given_back",
+        "_hand",
         "_handlers",
         "_has_warned",
+        "_is_due",
         "_limit",
         "_message_wire",
         "_on_cancelled",
         "_queue",
-        "_runner",
         "_stopping",
         "_tag",
         "_task_name",
@@ -138,7 +140,7 @@ class CallbackConsumer:
         self._task_name = ""
         self._has_warned = False
         self._queue: deque[IncomingMessage] = deque()
-        self._runner: asyncio.Task[None] | None = None  # the one that is about to look at the queue
+        self._is_due = False  # the hand is about to look at the queue
         self._handlers = Handlers(no_ack, tasks)
         self._stopping: asyncio.Task[None] | None = None
         self._given_back = False
@@ -157,6 +159,7 @@ class CallbackConsumer:
         if self._wire is not None and not self._wire.is_open and not self.no_ack:
             self._queue.clear()
         self._wire = wire
+        self._hand = wire.transport.hand
         self._message_wire = None if self.no_ack else wire.settler if self._via is None else self._via(wire.settler)
         self._task_name = f"leveret {self._describe()}"
         self._tag = wire_tag.encode("utf-8", "surrogateescape")
@@ -173,8 +176,8 @@ class CallbackConsumer:
                 self._message_wire, self._tag, delivery_tag, redelivered, route, properties, body, self.no_ack
             )
         )
-        if self._runner is None:
-            self._start_runner()
+        if not self._is_due:
+            self._start()
 
     def on_abandoned(self) -> None:
         """Nobody waits for it: give back what no callback has started on."""
@@ -192,78 +195,63 @@ class CallbackConsumer:
 
     # --------------------------------------------------------------------------------------- running callbacks
 
-    def _start_runner(self) -> None:
-        """Start one, if it may and there is none."""
+    def _start(self) -> None:
+        """Have the hand look at the queue, if it may."""
         if self._stopping is not None and not self.no_ack:
             if self._given_back:
                 self._handlers.requeued += give_back(self._queue)
             return
-        if len(self._handlers.suspended) >= self._limit:
-            return
-        # Not create_task(): an eager task factory would run it before it is known as the runner.
-        loop = asyncio.get_running_loop()
-        self._runner = task = asyncio.Task(self._run(self._queue), loop=loop, name=self._task_name)
+        if len(self._handlers.suspended) < self._limit:
+            self._is_due = True
+            self._hand.add(self._run_callbacks)
+
+    def _run_callbacks(self, task: asyncio.Task[None]) -> Rest | None:
+        """Run callbacks in *task*, until one suspends."""
+        queue = self._queue
+        wire = None if self.no_ack else self._wire
+        rest: Rest | None = None
         self._handlers.tasks.add(task)
         self._handlers.of_channel.add(task)
-        task.add_done_callback(self._on_task_done)
-
-    def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        self._handlers.tasks.discard(task)
-        self._handlers.of_channel.discard(task)
-        if self._runner is task:  # cancelled before it began
-            self._runner = None
-            if self._stopping is not None and self._given_back:
-                self._handlers.requeued += give_back(self._queue)
-        if self._stopping is not None:
-            self._handlers.on_done(task)
-
-    async def _run(self, queue: deque[IncomingMessage]) -> None:
-        task = self._runner
-        assert task is not None
-        await self._run_callbacks(queue, task)
-        task.remove_done_callback(self._on_task_done)  # which would cost a turn of the event loop
-        self._on_task_done(task)
-
-    @types.coroutine
-    def _run_callbacks(self, queue: deque[IncomingMessage], task: asyncio.Task[None]) -> Generator[Any, Any, None]:
-        wire = None if self.no_ack else self._wire
-        while queue and not task.cancelling():  # a callback that cancels its task must not cancel the next one
-            message = queue.popleft()
-            if wire is not None and wire.error is not None:
-                continue
-            context = self._context.copy()
-            try:
-                running: Any = context.run(self._callback, message)
-                coroutine: Coroutine[Any, Any, Any]
-                kind: type[object] = running.__class__
-                if kind is types.CoroutineType:  # nearly always; isawaitable() is slow
-                    coroutine = running
-                elif inspect.isawaitable(running):
-                    coroutine = _await(running)
-                else:  # a plain function: it is done
-                    if running is not None or not message.processed:
-                        self._on_result(message, running)
+        task.set_name(self._task_name)
+        try:
+            while queue and not task.cancelling():  # a callback that cancels its task must not cancel the next one
+                message = queue.popleft()
+                if wire is not None and wire.error is not None:
                     continue
-                waits_for = context.run(coroutine.send, None)
-            except StopIteration as stop:
-                if stop.value is not None or not message.processed:
-                    self._on_result(message, stop.value)
-                continue
-            except Exception as exc:
-                self._on_failure(message, exc)
-                continue
-            except asyncio.CancelledError as exc:  # of something that it waited for: nobody cancelled this task
-                self._on_failure(message, exc)
-                continue
-            self._handlers.suspended[task] = message
-            self._runner = None
+                context = self._context.copy()
+                try:
+                    running: Any = context.run(self._callback, message)
+                    coroutine: Coroutine[Any, Any, Any]
+                    kind: type[object] = running.__class__
+                    if kind is types.CoroutineType:  # nearly always; isawaitable() is slow
+                        coroutine = running
+                    elif inspect.isawaitable(running):
+                        coroutine = _await(running)
+                    else:  # a plain function: it is done
+                        if running is not None or not message.processed:
+                            self._on_result(message, running)
+                        continue
+                    waits_for = context.run(coroutine.send, None)
+                except StopIteration as stop:
+                    if stop.value is not None or not message.processed:
+                        self._on_result(message, stop.value)
+                    continue
+                except Exception as exc:
+                    self._on_failure(message, exc)
+                    continue
+                except asyncio.CancelledError as exc:  # of something that it waited for: nobody cancelled this task
+                    self._on_failure(message, exc)
+                    continue
+                self._handlers.suspended[task] = message
+                rest = self._finish(message, coroutine, context, waits_for)
+                break
+        finally:
+            if rest is None:
+                self._handlers.remove(task)
+            self._is_due = False
             if self._queue:
-                self._start_runner()
-            yield from self._finish(message, coroutine, context, waits_for)
-            return
-        self._runner = None
-        if self._queue:
-            self._start_runner()
+                self._start()
+        return rest
 
     def _finish(
         self,
@@ -298,8 +286,9 @@ class CallbackConsumer:
             del self._handlers.suspended[task]
             if self._stopping is not None:
                 self._handlers.on_end(task, message, has_ended)
-            if self._queue and self._runner is None:
-                self._start_runner()
+            self._handlers.remove(task)
+            if self._queue and not self._is_due:
+                self._start()
 
     def _on_result(self, message: IncomingMessage, result: object) -> None:
         """A callback has returned something, or has not settled its message; only a verdict means anything."""
@@ -367,8 +356,8 @@ class CallbackConsumer:
         """Run at most so many callbacks at a time from now on; None for no limit."""
         self._limit = concurrency or _NO_LIMIT
         self._stall()
-        if self._queue and self._runner is None:
-            self._start_runner()
+        if self._queue and not self._is_due:
+            self._start()
 
     def _stall(self) -> None:
         """Have the runner, if there is one, start nothing more: it looks again whether it may."""

@@ -17,7 +17,7 @@ class Handlers:
         of_channel: where the channel keeps the tasks of all its consumers.
 
     Attributes:
-        tasks: all that run callbacks, and those that are about to.
+        tasks: all that run callbacks.
         of_channel: as above.
         suspended: the tasks whose callbacks have begun, and wait for something, with their messages.
         requeued: messages that come again, since the consumer was stopped.
@@ -55,10 +55,13 @@ class Handlers:
         self.of_channel.add(task)
         task.add_done_callback(self.of_channel.discard)
 
-    def on_done(self, task: asyncio.Task[None]) -> None:
-        """*task* is done, and no longer among the others, while the consumer stops."""
-        self._entered.discard(task)
-        self._tell_idle()
+    def remove(self, task: asyncio.Task[Any]) -> None:
+        """*task* runs callbacks no more."""
+        self.tasks.discard(task)
+        self.of_channel.discard(task)
+        if self._drains:
+            self._entered.discard(task)
+            self._tell_idle()
 
     def on_end(self, task: asyncio.Task[Any], message: IncomingMessage, has_ended: bool) -> None:
         """A callback has ended, or was cancelled, while the consumer stops."""

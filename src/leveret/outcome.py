@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Generator, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from leveret.log import get_logger
+from leveret.prompt import Prompt
 
 _log = get_logger(__name__)
 
@@ -22,10 +23,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 if TYPE_CHECKING:
 
-    class _Future(asyncio.Future[T], Coroutine[Any, Any, T]):
+    class _Future(Prompt[T], Coroutine[Any, Any, T]):
         """The type that checkers see; at run time the coroutine's methods alone are enough."""
 else:
-    _Future = asyncio.Future
+    _Future = Prompt
 
 
 class Outcome(_Future[T]):

@@ -90,7 +90,7 @@ def _publish(tracing: Tracing, original: Any) -> Any:
         if outcome is DONE:  # without publisher confirms nobody knows more
             span.end()
         else:
-            outcome.add_done_callback(functools.partial(end_publish, span))
+            outcome.on_end(functools.partial(end_publish, span))
         return outcome
 
     return returns_awaitable(publish)

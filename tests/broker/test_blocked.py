@@ -30,10 +30,24 @@ async def connection(node: Node) -> AsyncIterator[Connection]:
         yield connection
 
 
+async def is_felt(node: Node) -> None:
+    """Wait until the broker blocks who publishes: it has an alarm a little before its connections have heard of it."""
+    async with await connect(node.url) as probe, probe.channel(publisher_confirms=False) as channel:
+
+        async def is_blocked() -> bool:
+            if not probe.blocked:
+                await channel.default_exchange.publish(Message(b"probe"), "nobody", mandatory=False)
+            return bool(probe.blocked)
+
+        await eventually(is_blocked)
+
+
 @contextlib.asynccontextmanager
 async def memory_alarm(node: Node) -> AsyncIterator[None]:
+    """The node is low on memory meanwhile; connections that are there are blocked when they publish."""
     await asyncio.to_thread(node.set_memory_alarm, True)
     try:
+        await is_felt(node)
         yield
     finally:
         await asyncio.to_thread(node.set_memory_alarm, False)

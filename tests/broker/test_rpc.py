@@ -852,3 +852,22 @@ async def test_a_reply_that_takes_for_ever_to_read_ends_with_the_call_s_timeout_
     await asyncio.wait_for(rpc.close(), BOUND)
     with pytest.raises(PublishOutcomeUnknown):
         await waiting
+
+
+async def test_calls_and_replies_go_through_a_publish_that_somebody_has_wrapped(
+    channel: Channel, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As instrumentation does: a coroutine function that runs nothing before it is awaited."""
+    publish, seen = leveret.Exchange.publish, []
+
+    async def wrapped(self: Any, message: Any, *arguments: Any, **options: Any) -> Any:
+        seen.append(message.type)
+        return await publish(self, message, *arguments, **options)
+
+    monkeypatch.setattr(leveret.Exchange, "publish", wrapped)
+    rpc = await RPC.create(channel)
+    await rpc.register(name, add, auto_delete=True)
+    assert await within(rpc.call(name, {"x": 1, "y": 2})) == 3
+    with pytest.raises(NoServer):
+        await within(rpc.call(f"{name}.nobody"))
+    assert seen == ["call", "result", "call"]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
@@ -53,16 +54,10 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 def cancel_with_the_next_read(link: Link, task: asyncio.Future[Any]) -> None:
-    """Cancel *task* in the turn in which the client reads: after the reply came, before its waiter runs again."""
+    """Cancel *task* with the next read: after the reply came, before its waiter runs again."""
     transport: Any = link.connection._transport
-    original = transport.buffer_updated
 
-    def read_and_cancel(count: int) -> None:
-        original(count)
-        task.cancel()
-        transport.buffer_updated = original
-
-    transport.buffer_updated = read_and_cancel
+    transport.wakeups.due.append((contextvars.copy_context(), lambda _: task.cancel(), None))
 
 
 async def hang_up(session: Session) -> None:

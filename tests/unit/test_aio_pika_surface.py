@@ -31,9 +31,7 @@ NAMES: dict[str, str] = json.loads((DATA / "aio_pika_names.json").read_text())
 NOT_PASSED_ON = {
     "exceptions": "pamqp",
     "message": "D V",  # type variables
-    # patterns pass on only what programs are known to import from them
-    "patterns.master": "ConsumerTag PublishResultType create_task ensure_awaitable",
-    "patterns.rpc": "Base CallbackType ConsumerTag ExceptionType Message MessageProcessError T ensure_awaitable",
+    "patterns.rpc": "T",
 }
 """Those that leveret's modules do not have."""
 

@@ -9,6 +9,7 @@ import functools
 import logging
 import sys
 import threading
+import types
 
 import pytest
 
@@ -19,10 +20,26 @@ from leveret.exceptions import ConnectionClosed, ConsumerCancelled, DeliveryLost
 from leveret.failures import failure_handler
 from leveret.message import incoming_message
 from leveret.outcome import DONE
+from leveret.prompt import Wakeups
 from leveret.settling import WireOfConsumer
 from leveret.threads import in_thread
+from leveret.wire.hand import Hand
+from leveret.wire.output import Output
 
 VARIABLE = contextvars.ContextVar("VARIABLE", default="unset")
+
+
+wires: list[FakeWire] = []
+
+
+@pytest.fixture(autouse=True)
+async def no_hand_waits():
+    """As when their connections are closed."""
+    yield
+    for wire in wires:
+        wire.transport.hand.end()
+    wires.clear()
+    await asyncio.sleep(0)
 
 
 class FakeWire:
@@ -35,6 +52,8 @@ class FakeWire:
         self.cancelled: dict[bytes | None, bool] = {}
         self.watchers = []
         self.flushed = 0
+        self.transport = types.SimpleNamespace(hand=Hand(Wakeups(), Output(1)))
+        wires.append(self)
 
     is_open = property(lambda self: self.error is None)
     settler = property(lambda self: self)

@@ -9,8 +9,24 @@ import pytest
 
 from leveret.consumer import CallbackConsumer
 from leveret.exceptions import ChannelClosed, ChannelNotFoundEntity, ConnectionClosed, ConsumerCancelled
+from leveret.prompt import Wakeups
+from leveret.wire.hand import Hand
+from leveret.wire.output import Output
 
 VARIABLE = contextvars.ContextVar("VARIABLE", default="unset")
+
+
+hands: list[Hand] = []
+
+
+@pytest.fixture(autouse=True)
+async def no_hand_waits():
+    """As when their connections are closed."""
+    yield
+    for hand in hands:
+        hand.end()
+    hands.clear()
+    await asyncio.sleep(0)
 
 
 async def nothing(seconds):
@@ -27,6 +43,8 @@ class Consumer(CallbackConsumer):
         unsubscribe = options.pop("unsubscribe", nothing)
         cancelled = self.cancellations.append
         super().__init__(callback, no_ack, self.tasks, cancelled, context, unsubscribe, lambda: "a consumer", **options)
+        self._hand = Hand(Wakeups(), Output(1))
+        hands.append(self._hand)
 
     def deliver(self, *tags: int) -> None:
         for tag in tags:

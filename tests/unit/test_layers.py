@@ -18,14 +18,15 @@ MODULES = {
 LEAVES = {"exceptions", "types", "log", "checks", "lazy"}
 """What everything may import."""
 
-# The column "may import" of the map, and the note below it: `outcome` is a leaf of its own.
+# The column "may import" of the map, and the note below it: `prompt`, and `outcome` on it, are leaves of their own.
 MAP: dict[str, set[str]] = {
     "exceptions": set(),
     "types": set(),
     "log": set(),
     "checks": set(),
     "_version": set(),
-    "outcome": set(),
+    "prompt": set(),
+    "outcome": {"prompt"},
     "url": set(),
     "callbacks": set(),
     "wire": set(),
@@ -66,13 +67,14 @@ MAP |= {
     "wire.content": {"wire.codec"},
     "wire.publisher": {"wire.transport", "wire.codec", "wire.methods", "wire.confirms", "wire.output", "outcome"},
     "wire.output": {"outcome"},
+    "wire.hand": {"prompt", "wire.output"},
     "wire.tally": set(),
     "wire.intake": set(),
     "wire.fetching": set(),
     "wire.replies": {"wire.methods"},
 }
 MAP |= {
-    "wire.outgoing": {"outcome"},
+    "wire.outgoing": {"outcome", "prompt"},
     "wire.waiting": {"wire.outgoing", "wire.publisher", "wire.codec", "outcome"},
     "records": {"wire.methods", "wire.tables"},
     "topology": {"records"},
@@ -137,7 +139,7 @@ MAP |= {
     "patterns.serializers": set(),
     "patterns.base": {"message", "patterns.serializers"},
     "patterns.apart": {"channel", "message"},
-    "patterns.calls": {"message", "outcome"},
+    "patterns.calls": {"message", "outcome", "prompt"},
     "patterns.errors": {"message"},
     "patterns.replies": {"message", "queue", "records"},
     "patterns.serving": {
@@ -148,6 +150,7 @@ MAP |= {
         "patterns.apart",
         "patterns.base",
         "patterns.errors",
+        "prompt",
     },
     "patterns.rpc": {
         *_HANDLES,
@@ -250,11 +253,11 @@ MAP |= {
 }
 for handle in ("exchange", "queue", "consumer", "channel"):
     MAP[handle] |= {"records"}
-MAP["channel"] |= {"wire.outgoing", "wire.transport", "wire.tally"}
+MAP["channel"] |= {"prompt", "wire.outgoing", "wire.transport", "wire.tally"}
 MAP["connection"] |= {"lifecycle", "wire.tally"}
 MAP["wire.publisher"] |= {"wire.outgoing"}
-MAP["wire.channel"] |= {"wire.content", "wire.output", "wire.publisher", "wire.replies", "wire.settler"}
-MAP["wire.transport"] |= {"wire.output", "wire.intake", "wire.tally"}
+MAP["wire.channel"] |= {"prompt", "wire.content", "wire.output", "wire.publisher", "wire.replies", "wire.settler"}
+MAP["wire.transport"] |= {"prompt", "wire.hand", "wire.output", "wire.intake", "wire.tally"}
 # What looks on.
 MAP |= {
     "metrics": {"connection", "failures", "message", "wire.tally"},
@@ -333,7 +336,17 @@ BEYOND_THE_MAP: dict[str, dict[str, str]] = {
     },
 }
 
-ASYNCIO = {"callbacks", "outcome", "consumer", "iterator", "channel", "connection", "wire.transport", "wire.channel"}
+ASYNCIO = {
+    "callbacks",
+    "outcome",
+    "prompt",
+    "consumer",
+    "iterator",
+    "channel",
+    "connection",
+    "wire.transport",
+    "wire.channel",
+}
 ASYNCIO |= {"recovery", "restore", "robust", "robust_channel", "credentials", "hosts", "wire.waiting", "wire.outgoing"}
 ASYNCIO |= {"message_retry", "retrier"}
 ASYNCIO |= {"bulk", "metrics", "spans"}
@@ -343,6 +356,7 @@ ASYNCIO |= {"consuming", "in_hand", "draining", "failures", "handlers", "signals
 ASYNCIO |= {
     "wire.publisher",
     "wire.settler",
+    "wire.hand",
     "wire.output",
     "wire.replies",
 }  # replies: for the type Future only, see below
@@ -360,6 +374,7 @@ LINES = {
     "log": 30,
     "checks": 60,
     "_version": 5,
+    "prompt": 140,
     "outcome": 120,
     "url": 250,
     "callbacks": 140,
@@ -377,6 +392,7 @@ LINES = {
     "wire.publisher": 270,
     "wire.settler": 160,
     "wire.output": 160,
+    "wire.hand": 120,
     "wire.replies": 90,
     "wire.intake": 200,
     "wire.fetching": 80,

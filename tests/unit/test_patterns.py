@@ -30,6 +30,7 @@ from leveret.patterns.serializers import (
     PickleSerializer,
     is_content_type,
 )
+from leveret.prompt import Wakeups
 from leveret.wire.codec import Properties, encode_properties
 
 UTC = datetime.UTC
@@ -302,11 +303,11 @@ def test_a_stop_iteration_is_wrapped_because_no_future_takes_it() -> None:
 async def test_calls_end_at_their_deadlines() -> None:
     loop = asyncio.get_running_loop()
     calls = Calls(loop)
-    endless, _ = calls.begin()
+    endless, _ = calls.begin(Wakeups())
     calls.limit_time(endless, math.inf)
-    late, _ = calls.begin()
+    late, _ = calls.begin(Wakeups())
     calls.limit_time(late, loop.time() + 0.05)
-    early, _ = calls.begin()
+    early, _ = calls.begin(Wakeups())
     calls.limit_time(early, loop.time() + 0.01)
     ended: list[str] = []
     early.add_done_callback(lambda _: ended.append("early"))
@@ -324,14 +325,14 @@ async def test_calls_end_at_their_deadlines() -> None:
 
 async def test_no_two_calls_have_one_correlation_id() -> None:
     calls = Calls(asyncio.get_running_loop())
-    assert len({calls.begin()[1] for _ in range(1000)}) == 1000
+    assert len({calls.begin(Wakeups())[1] for _ in range(1000)}) == 1000
     assert calls.waiting("unknown") is None
     assert calls.waiting(None) is None
 
 
 async def test_a_call_whose_message_still_waits_to_be_sent_is_not_lost_with_the_channel() -> None:
     calls = Calls(asyncio.get_running_loop())
-    waiting, sent = calls.begin()[0], calls.begin()[0]
+    waiting, sent = calls.begin(Wakeups())[0], calls.begin(Wakeups())[0]
     publish: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     waiting.watch(publish)
     written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -346,7 +347,7 @@ async def test_a_call_whose_message_still_waits_to_be_sent_is_not_lost_with_the_
 
 
 async def test_a_call_fails_as_its_message_does() -> None:
-    call, _ = Calls(asyncio.get_running_loop()).begin()
+    call, _ = Calls(asyncio.get_running_loop()).begin(Wakeups())
     publish: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     call.watch(publish)
     publish.set_exception(NoServer("nobody"))

@@ -15,10 +15,11 @@ from typing import Any
 
 from leveret.exceptions import NoServer, PublishOutcomeUnknown
 from leveret.message import IncomingMessage, ReturnedMessage
-from leveret.outcome import fail
+from leveret.outcome import DONE, fail
+from leveret.prompt import Prompt, Wakeups
 
 
-class Call(asyncio.Future[Any]):
+class Call(Prompt[Any]):
     """The reply to one call.
 
     Attributes:
@@ -30,8 +31,8 @@ class Call(asyncio.Future[Any]):
 
     __slots__ = ("deadline", "has_message", "name", "publish")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop=loop)
+    def __init__(self, wakeups: Wakeups, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(wakeups, loop=loop)
         self.name = ""
         self.deadline = math.inf
         self.has_message = False
@@ -40,9 +41,12 @@ class Call(asyncio.Future[Any]):
     def watch(self, publish: Awaitable[object]) -> None:
         """Its message was handed over: fail as *publish* does."""
         self.has_message = True
-        if isinstance(publish, asyncio.Future):  # else it is written, and there are no confirms
+        if isinstance(publish, Prompt):
             self.publish = publish
-            publish.add_done_callback(self._on_published)
+            publish.on_end(self._on_published)
+        elif publish is not DONE:  # of an Exchange.publish that somebody has wrapped
+            self.publish = task = asyncio.ensure_future(publish)
+            task.add_done_callback(self._on_published)
 
     def _on_published(self, publish: asyncio.Future[Any]) -> None:
         if publish.cancelled():
@@ -84,9 +88,9 @@ class Calls:
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf
 
-    def begin(self) -> tuple[Call, str]:
+    def begin(self, wakeups: Wakeups) -> tuple[Call, str]:
         """A new call, and its correlation id, which nobody can guess."""
-        call, correlation_id = Call(self._loop), os.urandom(16).hex()
+        call, correlation_id = Call(wakeups, self._loop), os.urandom(16).hex()
         self.futures[correlation_id] = call
         return call, correlation_id
 

@@ -10,15 +10,11 @@ from typing import Any
 
 from pamqp.commands import Basic
 
-# aio-pika's module has these names, and scripts import them from it.
-from leveret.abc import AbstractChannel as AbstractChannel
-from leveret.abc import AbstractExchange as AbstractExchange
-from leveret.abc import AbstractIncomingMessage as AbstractIncomingMessage
-from leveret.abc import AbstractQueue as AbstractQueue
 from leveret.channel import Channel
 from leveret.consuming import Consumer
 from leveret.exceptions import MessageDecodeError
 from leveret.exchange import Exchange
+from leveret.lazy import pass_on
 from leveret.log import get_logger
 from leveret.message import IncomingMessage, Message, ReturnedMessage
 from leveret.patterns.base import AnyCallback, Base, CallbackType, Proxy, T, as_coroutine_function
@@ -32,6 +28,7 @@ from leveret.queue import Queue
 from leveret.types import DeliveryMode
 
 log = get_logger(__name__)
+pass_on(__name__)
 
 
 class MessageProcessingError(Exception):

@@ -19,15 +19,11 @@ import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-# aio-pika's module has these names, and scripts import them from it.
-from leveret.abc import AbstractChannel as AbstractChannel
-from leveret.abc import AbstractExchange as AbstractExchange
-from leveret.abc import AbstractIncomingMessage as AbstractIncomingMessage
-from leveret.abc import AbstractQueue as AbstractQueue
 from leveret.channel import Channel
 from leveret.checks import check_timeout
 from leveret.exceptions import ChannelInvalidStateError, ConsumerCancelled, PublishOutcomeUnknown, RemoteError
 from leveret.exchange import Exchange
+from leveret.lazy import pass_on
 from leveret.message import IncomingMessage
 from leveret.outcome import fail
 from leveret.patterns.apart import refused
@@ -42,6 +38,8 @@ from leveret.types import DateType, DeliveryMode, ExchangeType, TimeoutType
 
 if TYPE_CHECKING:
     from typing import Self
+
+pass_on(__name__)
 
 DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
 
@@ -338,7 +336,7 @@ class RPC(Server):
 
     def create_future(self) -> tuple[Call, str]:
         """What a call awaits, and its correlation id."""
-        return self._calls.begin()
+        return self._calls.begin(self.channel.wakeups)
 
     async def call(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Coroutine, Iterable, Mapping
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -26,6 +26,7 @@ from leveret.outcome import DONE
 from leveret.patterns.apart import LARGE, publish_apart
 from leveret.patterns.base import AnyCallback, Base, CallbackType, T, as_coroutine_function
 from leveret.patterns.errors import plain_args, plain_error, summary, text_of
+from leveret.prompt import Prompt
 from leveret.queue import Queue
 from leveret.types import DeliveryMode, FieldValue
 
@@ -266,8 +267,10 @@ class Server(Base):
 
         def reply_and_ack() -> Coroutine[Any, Any, None]:
             publish: Any = exchange.publish_nowait(reply, reply_to, mandatory=False)
-            if publish is not DONE:
-                publish.add_done_callback(_on_reply_published)
+            if isinstance(publish, Prompt):
+                publish.on_end(_on_reply_published)
+            elif publish is not DONE:  # of an Exchange.publish that somebody has wrapped
+                return _ack_after(publish, message)
             return message.ack()
 
         try:
@@ -358,6 +361,11 @@ class Server(Base):
         """
         self.check_content_type(message)
         return self.deserialize(message.body)
+
+
+async def _ack_after(publish: Awaitable[object], message: IncomingMessage) -> None:
+    await publish
+    await message.ack()
 
 
 def _on_reply_published(publish: asyncio.Future[Any]) -> None:

@@ -35,6 +35,7 @@ from leveret.exceptions import (
 )
 from leveret.log import get_logger, printable
 from leveret.outcome import fail
+from leveret.prompt import Prompt
 from leveret.types import Arguments
 from leveret.wire.codec import (
     BASIC_ACK,
@@ -343,7 +344,7 @@ class WireChannel:
         on_reply: Callable[[Frame], None] | None = None,
         on_late: Callable[[Any], None] | None = None,
     ) -> asyncio.Future[Any]:
-        reply: asyncio.Future[Any] = self._loop.create_future()
+        reply: asyncio.Future[Any] = Prompt(self.transport.wakeups)
         self._replies.add(Pending(method, reply, on_reply, on_late))
         return reply
 

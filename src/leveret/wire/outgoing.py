@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol
 
 from leveret.exceptions import (
     PublishNotSent,
@@ -18,6 +18,7 @@ from leveret.exceptions import (
     PublishUnconfirmedInTime,
 )
 from leveret.outcome import Outcome
+from leveret.prompt import Wakeups
 
 _LEFT_TO_SUBCLASSES: tuple[str, ...] = ()
 """A base with slots of its own could not be combined with a future."""
@@ -99,7 +100,7 @@ class Publish:
         raise NotImplementedError
 
     def on_end(self, callback: Callable[[Publish], object]) -> None:
-        """Call *callback* with it when it has ended, or soon after."""
+        """Call *callback* with it the moment that it has ended; it is not to raise."""
         raise NotImplementedError
 
     @property
@@ -150,6 +151,7 @@ class AwaitedPublish(Outcome[Any], Publish):
         self,
         holder: PublishHolder,
         loop: asyncio.AbstractEventLoop,
+        wakeups: Wakeups | None,
         exchange: str,
         routing_key: str,
         properties: bytes,
@@ -158,7 +160,7 @@ class AwaitedPublish(Outcome[Any], Publish):
         timeout: float,
         retry_unknown: bool,
     ) -> None:
-        super().__init__(loop=loop)
+        super().__init__(wakeups, loop=loop)
         self.holder = holder
         self.exchange = exchange
         self.routing_key = routing_key
@@ -181,10 +183,6 @@ class AwaitedPublish(Outcome[Any], Publish):
         """It has ended with *error*, unless it has ended already."""
         if not self.done():
             self.set_exception(error)
-
-    def on_end(self, callback: Callable[[Publish], object]) -> None:
-        """Call *callback* with it soon after it has ended."""
-        self.add_done_callback(cast("Callable[[object], object]", callback))
 
     @property
     def has_timer(self) -> bool:

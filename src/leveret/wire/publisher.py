@@ -152,7 +152,16 @@ class Publisher:
             return DONE
         seconds = self._timeout if timeout is None else timeout
         publish = AwaitedPublish(
-            self, self._loop, exchange, routing_key, encoded, body, mandatory, seconds, retry_unknown
+            self,
+            self._loop,
+            self._transport.wakeups,
+            exchange,
+            routing_key,
+            encoded,
+            body,
+            mandatory,
+            seconds,
+            retry_unknown,
         )
         if output.is_held or confirms is None:
             self._hold(publish)

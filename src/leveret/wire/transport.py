@@ -47,9 +47,11 @@ from leveret.exceptions import (
 )
 from leveret.log import get_logger, printable
 from leveret.outcome import fail
+from leveret.prompt import Prompt, Wakeups
 from leveret.types import FieldValue
 from leveret.url import ConnectionParameters
 from leveret.wire.codec import HEARTBEAT, HEARTBEAT_FRAME, METHOD, ContentSink, FrameDecoder
+from leveret.wire.hand import Hand
 from leveret.wire.handshake import PROTOCOL_HEADER, Handshake
 from leveret.wire.intake import Intake, Source
 from leveret.wire.methods import decode_method, encode_method, is_reply, make
@@ -118,6 +120,8 @@ class Transport(asyncio.BufferedProtocol):
         self.blocked: str | None = None
         self.output = Output(parameters.operation_timeout)
         self.channels: dict[int, TransportChannel] = {}
+        self.wakeups = Wakeups()
+        self.hand = Hand(self.wakeups, self.output)
         self.intake = Intake(self.channels, self._is_awaited)
         self._loop = asyncio.get_running_loop()
         self._on_lost = on_lost
@@ -126,7 +130,7 @@ class Transport(asyncio.BufferedProtocol):
         self._disconnected = self._loop.create_future()
 
         self._handshake = Handshake(parameters, client_properties)
-        self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._opened: asyncio.Future[None] = Prompt(self.wakeups)
         self._stage_timer: asyncio.TimerHandle | None = None
         self._stage_due = 0.0
 
@@ -306,13 +310,17 @@ class Transport(asyncio.BufferedProtocol):
         """The socket read *nbytes*."""
         self._last_read = self._loop.time()
         self.output.may_send_at_once = True
+        self.wakeups.is_reading = True
         try:
             self._decoder.buffer_updated(nbytes)
         except ProtocolError as exc:
             said_nothing_yet = self.state is State.CONNECTING and not self._handshake.server_properties
             explained = self._handshake.explain(exc.data) if said_nothing_yet and exc.data else None
             self._fail(explained or exc)
+        self.wakeups.is_reading = False
         self.intake.on_read(nbytes)
+        if self.wakeups.due:
+            self.wakeups.run()
 
     def _is_awaited(self) -> bool:
         """Whether somebody waits for something that the broker is to say."""
@@ -531,7 +539,7 @@ class Transport(asyncio.BufferedProtocol):
         if self.state is not State.OPEN:
             raise self.closed_error()
         data = self.encode(0, method)
-        reply: asyncio.Future[Frame] = self._loop.create_future()
+        reply: asyncio.Future[Frame] = Prompt(self.wakeups)
         self._replies.append((method, reply))
         self.output.write(data)
         try:
@@ -561,7 +569,7 @@ class Transport(asyncio.BufferedProtocol):
             self.output.flush()
             self.state = State.CLOSING
             self._closed_with = error
-            self._close_ok = self._loop.create_future()
+            self._close_ok = Prompt(self.wakeups)
             self._closing_channels = list(self.channels.values())
             self.channels.clear()
         if self.state is State.CLOSING and self._close_ok is not None:
@@ -647,6 +655,7 @@ class Transport(asyncio.BufferedProtocol):
         for _, reply in self._replies:
             fail(reply, fresh(error))
         self._replies.clear()
+        self.hand.end()
         if not was_connecting:
             self._on_lost(error)
 

@@ -79,7 +79,9 @@ class WaitingRoom:
         encoded = encode_properties(properties)
         seconds = self._timeout if timeout is None else timeout
         loop = asyncio.get_running_loop()
-        publish = AwaitedPublish(self, loop, exchange, routing_key, encoded, body, mandatory, seconds, retry_unknown)
+        publish = AwaitedPublish(
+            self, loop, None, exchange, routing_key, encoded, body, mandatory, seconds, retry_unknown
+        )
         self.send(publish)
         return publish
 
