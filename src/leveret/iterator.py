@@ -20,6 +20,7 @@ from leveret.exceptions import ChannelInvalidStateError, Closed, ConsumerCancell
 from leveret.in_hand import InHand
 from leveret.log import get_logger, printable
 from leveret.message import IncomingMessage, Wire, incoming_message
+from leveret.prompt import PromptEvent
 from leveret.records import ConsumerRecord
 from leveret.types import Arguments, TimeoutType
 
@@ -62,7 +63,7 @@ class QueueConsumer:
         self._prefetch = prefetch
         self._timeout = timeout
         self._messages: deque[IncomingMessage] = deque()
-        self._arrived = asyncio.Event()
+        self._arrived = PromptEvent()
         self._wire: WireChannel | None = None
         self._message_wire: Wire | None = None
         self._consumer_tag: str | None = None
@@ -119,6 +120,7 @@ class QueueConsumer:
 
     def _attach(self, wire: WireChannel, wire_tag: str) -> Self:
         self._wire, self._tag = wire, wire_tag.encode("utf-8", "surrogateescape")
+        self._arrived.wakeups = wire.transport.wakeups
         self._message_wire = None if self.no_ack else wire.settler
         return self
 

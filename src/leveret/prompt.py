@@ -122,5 +122,41 @@ class Prompt(asyncio.Future[T]):
         self.get_loop().call_soon(self._resume, self, context=self._context)
 
 
+class PromptEvent:
+    """An ``asyncio.Event`` whose tasks go on when the read is taken in that set it.
+
+    Attributes:
+        wakeups: those of the connection that will set it; None has the tasks woken as any others are.
+    """
+
+    __slots__ = ("_is_set", "_waiters", "wakeups")
+
+    def __init__(self) -> None:
+        self.wakeups: Wakeups | None = None
+        self._is_set = False
+        self._waiters: list[Prompt[None]] = []
+
+    def set(self) -> None:
+        """Have those go on who wait, and who will wait, until it is cleared."""
+        self._is_set = True
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def clear(self) -> None:
+        """Have those wait who come from now on."""
+        self._is_set = False
+
+    async def wait(self) -> None:
+        """Wait until it is set."""
+        if not self._is_set:
+            waiter: Prompt[None] = Prompt(self.wakeups)
+            self._waiters.append(waiter)
+            try:
+                await waiter
+            finally:
+                self._waiters.remove(waiter)
+
+
 def _raise(error: BaseException) -> NoReturn:
     raise error

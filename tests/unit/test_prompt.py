@@ -7,7 +7,7 @@ import contextvars
 
 import pytest
 
-from leveret.prompt import Prompt, Wakeups
+from leveret.prompt import Prompt, PromptEvent, Wakeups
 
 VARIABLE = contextvars.ContextVar("VARIABLE", default="unset")
 
@@ -240,3 +240,26 @@ async def test_watchers_are_told_of_every_end(end):
     end(future)
     assert seen == [future]
     assert future.cancelled() or isinstance(future.exception(), LookupError)
+
+
+async def test_who_waits_for_an_event_goes_on_with_the_read_that_sets_it():
+    reader, seen = Reader(), []
+    event = PromptEvent()
+    event.wakeups = reader.wakeups
+
+    async def waits():
+        await event.wait()
+        seen.append("went on")
+
+    tasks = [await began(waits()), await began(waits())]
+    await reader.read(event.set, event.set, lambda: seen.append("read"))
+    assert seen == ["read", "went on", "went on"]
+    await asyncio.gather(*tasks)
+    await event.wait()  # as long as it is set
+    event.clear()
+    late = await began(waits())
+    assert not late.done()
+    late.cancel()
+    await asyncio.wait([late])
+    event.set()
+    assert len(seen) == 3
