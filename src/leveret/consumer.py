@@ -1,18 +1,18 @@
 """What happens to deliveries: callbacks.
 
-They run in order of arrival, without a task of their own as long as they do not wait. A *runner* task starts them
-one after another; when one suspends, the runner becomes that callback's task to its end (so ``current_task()``,
-``timeout()`` and cancellation mean what they should), and a new runner takes over the rest, unless as many callbacks
-run as may. Every callback has a copy of the context that ``consume()`` was called in, so context variables do not leak
-from one into another.
+They run in order of arrival, without a task of their own as long as they do not wait. The connection's *hand*
+(:mod:`leveret.wire.hand`) starts them one after another in its task; when one suspends, that becomes the callback's
+task to its end (so ``current_task()``, ``timeout()`` and cancellation mean what they should), and another task takes
+over the rest, unless as many callbacks run as may. Every callback has a copy of the context that ``consume()`` was
+called in, so context variables do not leak from one into another.
 
 What the broker delivered on a channel that is gone, and no handler has started on, is dropped: it comes again. What
 needs no acknowledgement (``no_ack``) is handed out all the same: it does not.
 
 On a channel that recovers, the same consumer is attached to one wire after the other.
 
-**Stopping** (:mod:`leveret.draining`). A runner takes its messages from the queue that it was started with. So
-whoever wants it to start nothing more gives the consumer a new queue with what waits, and leaves the runner the empty
+**Stopping** (:mod:`leveret.draining`). The hand takes messages from the queue that there was when it began with them.
+So whoever wants it to start nothing more gives the consumer a new queue with what waits, and leaves the hand the empty
 one: callbacks cost nothing for being stoppable.
 """
 
@@ -33,6 +33,7 @@ from leveret.failures import FailureHandler, Failures, is_being_cancelled
 from leveret.handlers import Handlers
 from leveret.log import get_logger
 from leveret.message import IncomingMessage, Wire, incoming_message
+from leveret.prompt import will_be_cancelled
 from leveret.settling import BatchingWire, Verdict, settle
 
 if TYPE_CHECKING:
@@ -90,7 +91,6 @@ class CallbackConsumer:
         "_hand",
         "_handlers",
         "_has_warned",
-        "_is_due",
         "_limit",
         "_message_wire",
         "_on_cancelled",
@@ -140,7 +140,6 @@ class CallbackConsumer:
         self._task_name = ""
         self._has_warned = False
         self._queue: deque[IncomingMessage] = deque()
-        self._is_due = False  # the hand is about to look at the queue
         self._handlers = Handlers(no_ack, tasks)
         self._stopping: asyncio.Task[None] | None = None
         self._given_back = False
@@ -176,7 +175,7 @@ class CallbackConsumer:
                 self._message_wire, self._tag, delivery_tag, redelivered, route, properties, body, self.no_ack
             )
         )
-        if not self._is_due:
+        if not self._handlers.is_due:
             self._start()
 
     def on_abandoned(self) -> None:
@@ -195,18 +194,26 @@ class CallbackConsumer:
 
     # --------------------------------------------------------------------------------------- running callbacks
 
-    def _start(self) -> None:
-        """Have the hand look at the queue, if it may."""
+    def _may_begin(self) -> bool:
+        """Whether a callback may begin; once it is stopped, what comes is given back instead."""
         if self._stopping is not None and not self.no_ack:
             if self._given_back:
                 self._handlers.requeued += give_back(self._queue)
-            return
-        if len(self._handlers.suspended) < self._limit:
-            self._is_due = True
+            return False
+        return len(self._handlers.suspended) < self._limit
+
+    def _start(self) -> None:
+        """Have the hand look at the queue, if it may."""
+        if self._may_begin():
+            self._handlers.is_due = True
             self._hand.add(self._run_callbacks)
 
     def _run_callbacks(self, task: asyncio.Task[None]) -> Rest | None:
         """Run callbacks in *task*, until one suspends."""
+        if not self._may_begin():  # since it was to look
+            self._handlers.is_due = False
+            self._handlers.remove(task)
+            return None
         queue = self._queue
         wire = None if self.no_ack else self._wire
         rest: Rest | None = None
@@ -214,7 +221,7 @@ class CallbackConsumer:
         self._handlers.of_channel.add(task)
         task.set_name(self._task_name)
         try:
-            while queue and not task.cancelling():  # a callback that cancels its task must not cancel the next one
+            while queue and not will_be_cancelled(task):  # by a callback before, which must not cancel the next one
                 message = queue.popleft()
                 if wire is not None and wire.error is not None:
                     continue
@@ -246,11 +253,11 @@ class CallbackConsumer:
                 rest = self._finish(message, coroutine, context, waits_for)
                 break
         finally:
-            if rest is None:
-                self._handlers.remove(task)
-            self._is_due = False
+            self._handlers.is_due = False
             if self._queue:
                 self._start()
+            if rest is None:
+                self._handlers.remove(task)
         return rest
 
     def _finish(
@@ -286,9 +293,9 @@ class CallbackConsumer:
             del self._handlers.suspended[task]
             if self._stopping is not None:
                 self._handlers.on_end(task, message, has_ended)
-            self._handlers.remove(task)
-            if self._queue and not self._is_due:
+            if self._queue and not self._handlers.is_due:
                 self._start()
+            self._handlers.remove(task)
 
     def _on_result(self, message: IncomingMessage, result: object) -> None:
         """A callback has returned something, or has not settled its message; only a verdict means anything."""
@@ -356,11 +363,11 @@ class CallbackConsumer:
         """Run at most so many callbacks at a time from now on; None for no limit."""
         self._limit = concurrency or _NO_LIMIT
         self._stall()
-        if self._queue and not self._is_due:
+        if self._queue and not self._handlers.is_due:
             self._start()
 
     def _stall(self) -> None:
-        """Have the runner, if there is one, start nothing more: it looks again whether it may."""
+        """Have the hand, if it is at it, start nothing more: it looks again whether it may."""
         waiting, self._queue = self._queue, deque(self._queue)
         waiting.clear()
 

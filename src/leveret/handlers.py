@@ -17,6 +17,7 @@ class Handlers:
         of_channel: where the channel keeps the tasks of all its consumers.
 
     Attributes:
+        is_due: whether callbacks are about to begin.
         tasks: all that run callbacks.
         of_channel: as above.
         suspended: the tasks whose callbacks have begun, and wait for something, with their messages.
@@ -32,6 +33,7 @@ class Handlers:
         "_idle",
         "_no_ack",
         "abandoned",
+        "is_due",
         "of_channel",
         "requeued",
         "suspended",
@@ -41,6 +43,7 @@ class Handlers:
     def __init__(self, no_ack: bool, of_channel: set[asyncio.Task[None]]) -> None:
         self.suspended: dict[asyncio.Task[Any], IncomingMessage] = {}
         self.requeued = self.abandoned = 0
+        self.is_due = False
         self._drained = 0
         self._no_ack = no_ack
         self.of_channel = of_channel
@@ -113,7 +116,7 @@ class Handlers:
 
     @property
     def _is_idle(self) -> bool:
-        return len(self.tasks) == len(self._entered)
+        return not self.is_due and len(self.tasks) == len(self._entered)
 
     def _tell_idle(self) -> None:
         if self._idle is not None and self._is_idle and not self._idle.done():

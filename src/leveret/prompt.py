@@ -12,13 +12,24 @@ Only tasks that await are woken so. Who asks a future to call back (``gather()``
 from __future__ import annotations
 
 import asyncio
+import operator
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 
-_set_result: Callable[[asyncio.Future[Any], Any], None] = asyncio.Future.set_result
+_WAKE = frozenset({"task_wakeup", "__wakeup"})
+"""What the method of a task is called that has it go on; that of asyncio's tasks in C, and of those in Python."""
+
+_set_result: Callable[[asyncio.Future[Any], Any], None] = asyncio.Future[Any].set_result
+
+will_be_cancelled: Callable[[asyncio.Task[Any]], bool] = operator.attrgetter("_must_cancel")
+"""Whether a task that runs will be cancelled when it waits next.
+
+``cancelling()`` does not tell: before Python 3.13 ``uncancel()`` takes nothing back, and a ``TaskGroup`` whose eager
+tasks fail leaves such a cancellation behind.
+"""
 
 
 class Wakeups:
@@ -44,7 +55,7 @@ class Wakeups:
             except (KeyboardInterrupt, SystemExit) as exc:  # which end the loop, and not what reads the socket
                 asyncio.get_running_loop().call_soon(_raise, exc)
             except RuntimeError:  # it was read by a task, as no event loop does
-                future.wake_soon()
+                future.get_loop().call_soon(resume, future, context=context)
 
 
 class Prompt(asyncio.Future[T]):
@@ -68,7 +79,7 @@ class Prompt(asyncio.Future[T]):
         if (
             self._wakeups is not None
             and self._resume is None
-            and isinstance(getattr(fn, "__self__", None), asyncio.Task)  # so it is a task that awaits
+            and getattr(fn, "__name__", None) in _WAKE  # so it is of a task that awaits
             and not self.done()
         ):
             self._resume = fn
@@ -109,17 +120,14 @@ class Prompt(asyncio.Future[T]):
             watchers, self._watchers = self._watchers, None
             for callback in watchers:
                 callback(self)
-        if self._resume is None:
+        resume = self._resume
+        if resume is None:
             return
+        self._resume = None  # who keeps a future does not keep its task
         if self._wakeups is not None and self._wakeups.is_reading:
-            self._wakeups.due.append((self._context, self._resume, self))
+            self._wakeups.due.append((self._context, resume, self))
         else:
-            self.wake_soon()
-
-    def wake_soon(self) -> None:
-        """Have the task that awaits it go on in the next turn of the event loop, as with every other future."""
-        assert self._resume is not None
-        self.get_loop().call_soon(self._resume, self, context=self._context)
+            self.get_loop().call_soon(resume, self, context=self._context)
 
 
 class PromptEvent:

@@ -23,6 +23,7 @@ from leveret.exceptions import (
     PublishUnconfirmedInTime,
 )
 from leveret.outcome import Outcome
+from leveret.wire.publisher import Publisher
 from tests.protocol.kit import Link, linked, turns, until, within
 
 Ack, Nack = commands.Basic.Ack, commands.Basic.Nack
@@ -394,6 +395,34 @@ async def test_publishes_pending_when_the_link_is_lost_are_unknown(how: str) -> 
         getattr(link.session, how)()
         await until(futures[2].done)
         assert outcomes(futures) == "uau"
+
+
+async def test_a_read_that_breaks_off_leaves_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch, loop_errors: list[dict[str, Any]]
+) -> None:
+    """As a signal's KeyboardInterrupt may break it off at any moment, or an error of ours."""
+
+    take: Any = Publisher.on_confirm
+
+    def broken(publisher: Publisher, payload: bytes, kind: type[Any]) -> None:
+        if kind is Nack:
+            raise ZeroDivisionError
+        take(publisher, payload, kind)
+
+    async def waits(future: asyncio.Future[Any]) -> object:
+        return await future
+
+    monkeypatch.setattr(Publisher, "on_confirm", broken)
+    async with linked() as link:
+        channel = await link.channel()
+        confirmed, lost = [asyncio.create_task(waits(future)) for future in await publish(link, channel, 2)]
+        await turns()
+        link.session.send(1, Ack(1), Nack(2))
+        assert isinstance(await within(confirmed), Ack)
+        with pytest.raises(PublishOutcomeUnknown):
+            await within(lost)
+    assert [type(error["exception"]) for error in loop_errors] == [ZeroDivisionError]
+    loop_errors.clear()
 
 
 async def test_numbers_begin_again_on_a_reopened_channel() -> None:

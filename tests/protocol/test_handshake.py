@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 
@@ -490,6 +491,42 @@ async def test_a_cancelled_connect_leaves_no_socket(stage: str) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await within(task)
+
+
+CANCELLED_UNDER_UVLOOP = """
+import asyncio
+import uvloop
+import leveret
+from leveret.testing import Broker
+
+async def main():
+    async with Broker() as broker:
+        for count in range(40):
+            task = asyncio.create_task(leveret.connect(broker.url))
+            for _ in range(count):
+                await asyncio.sleep(0)
+            task.cancel()
+            _, pending = await asyncio.wait([task], timeout=5)
+            assert not pending, f"cancelled after {count} turns, it goes on"
+            if not task.cancelled():
+                await task.result().close()
+
+uvloop.run(main())
+print("good")
+"""
+
+
+def test_a_cancelled_connect_ends_under_uvloop() -> None:
+    """uvloop's create_connection(), when it is cancelled, calls connection_made() at times and no connection_lost()."""
+    pytest.importorskip("uvloop")
+    run = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", CANCELLED_UNDER_UVLOOP],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert run.stdout == "good\n", run.stderr
 
 
 @pytest.mark.parametrize("count", range(12))

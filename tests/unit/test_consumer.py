@@ -8,6 +8,7 @@ import contextvars
 import pytest
 
 from leveret.consumer import CallbackConsumer
+from leveret.draining import drain
 from leveret.exceptions import ChannelClosed, ChannelNotFoundEntity, ConnectionClosed, ConsumerCancelled
 from leveret.prompt import Wakeups
 from leveret.wire.hand import Hand
@@ -175,12 +176,85 @@ async def test_a_runner_that_is_cancelled_before_it_began_does_not_stop_the_next
 
     consumer = Consumer(callback)
     consumer.deliver(1)
-    for task in consumer.tasks:
-        task.cancel()
+    (task,) = asyncio.all_tasks() - {asyncio.current_task()}
+    task.cancel()
     await consumer.rest()
+    assert ran == [1]
     consumer.deliver(2)
     await consumer.rest()
-    assert ran[-1:] == [2]
+    assert ran == [1, 2]
+
+
+async def test_a_callback_that_cancels_its_own_task_and_waits_is_ended_and_the_others_run():
+    ended = []
+
+    async def callback(message):
+        if message.delivery_tag == 1:
+            asyncio.current_task().cancel()
+        await asyncio.sleep(0)
+        ended.append(message.delivery_tag)
+
+    consumer = Consumer(callback)
+    consumer.deliver(1, 2, 3)
+    await consumer.rest()
+    assert ended == [2, 3]
+    assert consumer.in_flight == 0
+
+
+async def test_a_cancellation_that_a_callback_took_back_cancels_no_other():
+    """As a TaskGroup does before Python 3.13 whose tasks are eager, and fail: it cancels the next thing waited for."""
+    ended = []
+
+    async def callback(message):
+        if message.delivery_tag == 1:
+            asyncio.current_task().cancel()
+            asyncio.current_task().uncancel()
+            return
+        await asyncio.sleep(0)
+        ended.append(message.delivery_tag)
+
+    consumer = Consumer(callback)
+    consumer.deliver(1, 2, 3)
+    await consumer.rest()
+    assert ended == [2, 3]
+
+
+async def test_once_it_is_stopped_no_callback_begins_not_even_those_that_were_about_to():
+    ran = []
+    consumer = Consumer(ran.append)
+    consumer.deliver(1, 2)
+    consumer.begin_stop(asyncio.get_running_loop().time() + 5)
+    await consumer.rest()
+    assert ran == []
+    assert consumer.report.requeued == 2
+
+
+async def test_what_needs_no_ack_and_was_about_to_be_handled_is_waited_for_when_it_is_drained():
+    ran = []
+    consumer = Consumer(lambda message: ran.append(message.delivery_tag), no_ack=True)
+    consumer.deliver(1, 2)
+    report = await drain([consumer], 5, 1)
+    assert ran == [1, 2]
+    assert report.abandoned == 0
+
+
+async def test_a_lower_limit_counts_for_those_that_were_about_to_begin():
+    ran, go = [], asyncio.Event()
+
+    async def callback(message):
+        ran.append(message.delivery_tag)
+        await go.wait()
+
+    consumer = Consumer(callback, concurrency=3)
+    consumer.deliver(1, 2)
+    await consumer.rest()
+    consumer.deliver(3)
+    consumer.limit(2)
+    await consumer.rest()
+    assert ran == [1, 2]
+    go.set()
+    await consumer.rest()
+    assert ran == [1, 2, 3]
 
 
 @pytest.mark.parametrize("kind", ["plain", "future", "awaitable", "coroutine"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
@@ -158,6 +159,97 @@ async def test_a_job_that_cancels_its_task_does_not_cancel_the_next(bench):
     await asyncio.sleep(0)
     assert bench.names == [1, "cancels", 2]
     assert len(bench.tasks) == 2
+
+
+@pytest.mark.parametrize("when", ["before it began", "while it is parked", "while it is about to go on"])
+async def test_what_a_cancelled_task_was_to_do_is_done_although_nothing_more_comes(bench, when):
+    if when != "before it began":
+        bench.hand.add(bench.job(1))
+        await asyncio.sleep(0)
+    if when != "while it is parked":
+        bench.hand.add(bench.job(2))
+    (task,) = asyncio.all_tasks() - {asyncio.current_task()}
+    task.cancel()
+    if when == "while it is parked":
+        bench.hand.add(bench.job(2))
+    await asyncio.wait([task])
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert bench.names[-1] == 2
+
+
+async def test_a_job_that_cancels_its_task_and_suspends_leaves_the_others_to_a_task_of_their_own(bench):
+    def cancels(task):
+        task.cancel()
+        bench.hand.add(bench.job("added"))
+        return bench.rest("cancels", task)
+
+    await bench.read(cancels)
+    for _ in range(4):
+        await asyncio.sleep(0)
+    await bench.read(bench.job(2))
+    await asyncio.sleep(0)
+    assert bench.names == ["added", 2]
+    assert len(bench.tasks) == 1
+
+
+async def test_what_ends_a_task_does_not_end_what_else_was_to_be_done(bench):
+    class Odd(BaseException):
+        pass
+
+    tasks = []
+
+    def raises(task):
+        tasks.append(task)
+        raise Odd
+
+    await bench.read(raises, bench.job(2))
+    for _ in range(4):
+        await asyncio.sleep(0)
+    assert bench.names == [2]
+    assert isinstance(tasks[0].exception(), Odd)
+
+
+async def test_a_cancellation_that_was_taken_back_loses_nothing(bench):
+    """It stays with the task all the same, before Python 3.13, and cancels whatever that waits for next."""
+
+    def cancels(task):
+        task.cancel()
+        task.uncancel()
+
+    await bench.read(cancels)
+    bench.hand.add(bench.job(2))  # before it learns that it was cancelled
+    for _ in range(4):
+        await asyncio.sleep(0)
+    await bench.read(bench.job(3))
+    await asyncio.sleep(0)
+    assert bench.names == [2, 3]
+
+
+def test_a_loop_that_is_closed_before_the_connection_complains_of_no_task_that_does_nothing(caplog):
+    async def work():
+        bench = Bench()
+        bench.hand.add(bench.job(1))
+        await asyncio.sleep(0)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(work())
+    loop.close()
+    gc.collect()
+    assert caplog.text == ""
+
+
+def test_a_loop_that_is_closed_complains_of_a_callback_that_waits(caplog):
+    async def work():
+        bench = Bench()
+        bench.hand.add(bench.suspending(1))
+        await asyncio.sleep(0)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(work())
+    loop.close()
+    gc.collect()
+    assert "Task was destroyed but it is pending" in caplog.text
 
 
 async def test_when_the_connection_is_gone_no_task_is_left_and_what_comes_is_done(bench):

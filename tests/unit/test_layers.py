@@ -39,7 +39,7 @@ MAP: dict[str, set[str]] = {
     "wire.transport": {"wire.codec", "wire.methods", "wire.handshake", "wire.tls", "url", "outcome"},
     "wire.channel": {"wire.transport", "wire.codec", "wire.methods", "wire.confirms", "outcome"},
     "message": {"wire.codec", "outcome"},
-    "consumer": {"message", "draining", "failures", "handlers", "settling"},
+    "consumer": {"message", "draining", "failures", "handlers", "prompt", "settling"},
     "handlers": {"message", "draining"},
     "consuming": {"message", "message_retry", "consumer", "draining", "failures", "records", "settling", "threads"},
     "settling": {"message"},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
+import weakref
 
 import pytest
 
@@ -94,6 +96,50 @@ async def test_who_asks_to_be_called_back_is_called_in_the_next_turn():
     await reader.read(lambda: future.set_result(1), lambda: seen.append("read"))
     assert seen == ["read", future]
     assert await gathered == [1]
+
+
+async def test_a_method_of_a_task_is_a_callback_as_any_other():
+    class Watching(asyncio.Task):
+        def watch(self, future):
+            seen.append(future)
+
+    reader, seen, ended = Reader(), [], asyncio.Event()
+    watching = Watching(ended.wait(), loop=asyncio.get_running_loop())
+    future = Prompt(reader.wakeups)
+    future.add_done_callback(watching.watch)
+    assert future.remove_done_callback(watching.watch) == 1
+    future.add_done_callback(watching.watch)
+    await reader.read(lambda: future.set_result(1), lambda: seen.append("read"), ended.set)
+    await watching
+    assert seen == ["read", future]
+
+
+@pytest.mark.parametrize("factory", [asyncio.Task, asyncio.tasks._PyTask])
+async def test_every_kind_of_task_goes_on_with_the_read(factory):
+    reader, seen = Reader(), []
+    future = Prompt(reader.wakeups)
+    task = factory(waiter(future, seen), loop=asyncio.get_running_loop())
+    await asyncio.sleep(0)
+    await reader.read(lambda: future.set_result(1), lambda: asyncio.get_running_loop().call_soon(seen.append, "turn"))
+    assert seen == [("it", 1), "turn"]
+    await task
+
+
+@pytest.mark.parametrize("in_a_read", [True, False])
+async def test_who_keeps_it_keeps_no_task(in_a_read):
+    reader, seen = Reader(), []
+    future = Prompt(reader.wakeups)
+    task = await began(waiter(future, seen))
+    ref = weakref.ref(task)
+    if in_a_read:
+        await reader.read(lambda: future.set_result(1))
+    else:
+        future.set_result(1)
+    await task
+    del task
+    await asyncio.sleep(0)  # that wakes this one, and has it meanwhile
+    gc.collect()
+    assert ref() is None
 
 
 async def test_a_failure_reaches_the_task_with_the_read():

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any, TypeAlias
 
-from leveret.prompt import Prompt, Wakeups
+from leveret.prompt import Prompt, Wakeups, will_be_cancelled
 from leveret.wire.output import Output
 
 Rest: TypeAlias = Generator[Any, Any, None]
@@ -48,53 +48,61 @@ class Hand:
         self._jobs.append(job)
         if self._task is None or self._task.cancelling():
             self._start()
-        elif (parked := self._parked) is not None:
-            self._parked = None
-            parked.set_result(None)
+        else:
+            self._go_on()
 
     def end(self) -> None:
         """The connection is gone: keep no task waiting. What comes all the same is done."""
         self._is_over = True
-        if (parked := self._parked) is not None and not parked.done():
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Have the task go on, if it waits."""
+        parked = self._parked
+        if parked is not None:
             self._parked = None
-            parked.set_result(None)
+            if not parked.done():  # cancelled, and another task will be started
+                parked.set_result(None)
 
     def _start(self) -> None:
         # Not create_task(): an eager task factory would run it before it is known.
-        self._task = asyncio.Task(self._work(), loop=asyncio.get_running_loop(), name="leveret callbacks")
+        self._task = task = asyncio.Task(self._work(), loop=asyncio.get_running_loop(), name="leveret callbacks")
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # nothing is lost with one that does nothing
+        task.add_done_callback(self._on_task_done)
 
     async def _work(self) -> None:
         task = asyncio.current_task()
         assert task is not None
-        try:
-            while True:
-                rest = self._output.together(self._do_jobs)
-                if rest is not None:
-                    await _finish(rest)
-                    return
-                if self._is_over or task.cancelling():  # a callback may have cancelled it: not the next one
-                    break
-                parked: Prompt[None] = Prompt(self._wakeups)
-                self._parked = parked
-                await parked
-        finally:
-            if self._task is task:
-                self._task = self._parked = None
-        if self._jobs and self._task is None:
-            self._start()
+        while True:
+            rest = self._output.together(self._do_jobs)
+            if rest is not None:
+                await _finish(rest)
+                return
+            if self._is_over or will_be_cancelled(task):
+                return
+            parked: Prompt[None] = Prompt(self._wakeups)
+            self._parked = parked
+            await parked
 
     def _do_jobs(self) -> Rest | None:
         """Do what there is, until a callback suspends; what is left of that one keeps the task."""
-        task = self._task
+        task = asyncio.current_task()
         assert task is not None
-        while self._jobs and not task.cancelling():
+        while self._jobs and not will_be_cancelled(task):
             rest = self._jobs.popleft()(task)
             if rest is not None:
-                self._task = None
-                if self._jobs:
-                    self._start()
+                task._log_destroy_pending = True  # type: ignore[attr-defined]
+                task.remove_done_callback(self._on_task_done)
+                self._on_task_done(task)
                 return rest
         return None
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        """*task* does no more jobs: what was left to it is for another one."""
+        if self._task is task:
+            self._task = self._parked = None
+            if self._jobs:
+                self._start()
 
 
 @types.coroutine

@@ -128,6 +128,7 @@ class Transport(asyncio.BufferedProtocol):
         self._on_blocked = on_blocked
         self._socket: asyncio.Transport | None = None
         self._disconnected = self._loop.create_future()
+        self._is_connected = False  # the loop has handed the socket over
 
         self._handshake = Handshake(parameters, client_properties)
         self._opened: asyncio.Future[None] = Prompt(self.wakeups)
@@ -205,6 +206,7 @@ class Transport(asyncio.BufferedProtocol):
         try:
             async with asyncio.timeout(p.connect_timeout * (2 if p.ssl else 1)):
                 await self._loop.create_connection(lambda: self, p.host, p.port, **options, **tls)
+                self._is_connected = True
         except ssl.SSLError as exc:
             raise _explain_tls(exc, p) from exc
         except TimeoutError as exc:
@@ -317,10 +319,11 @@ class Transport(asyncio.BufferedProtocol):
             said_nothing_yet = self.state is State.CONNECTING and not self._handshake.server_properties
             explained = self._handshake.explain(exc.data) if said_nothing_yet and exc.data else None
             self._fail(explained or exc)
-        self.wakeups.is_reading = False
-        self.intake.on_read(nbytes)
-        if self.wakeups.due:
-            self.wakeups.run()
+        finally:  # whatever happens, those whose futures have ended go on
+            self.wakeups.is_reading = False
+            self.intake.on_read(nbytes)
+            if self.wakeups.due:
+                self.wakeups.run()
 
     def _is_awaited(self) -> bool:
         """Whether somebody waits for something that the broker is to say."""
@@ -670,7 +673,8 @@ class Transport(asyncio.BufferedProtocol):
         if self._socket is not None:
             if self._last_words is None:
                 self._socket.abort()
-            await asyncio.shield(self._disconnected)
+            if self._is_connected:  # else uvloop would close it without a word
+                await asyncio.shield(self._disconnected)
 
 
 def _is_address(host: str) -> bool:
