@@ -189,7 +189,7 @@ class Channel(OlderChannel):
         finally:
             self._opening = False
         self.prefetch = 0
-        self.write_publish = self._wire.publish
+        self.write_publish = self._wire.publisher.publish
         if self._closed.done():
             self._closed = asyncio.get_running_loop().create_future()
         self._connection.adopt(self)

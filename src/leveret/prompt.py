@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 
-_set_result: Callable[[asyncio.Future[Any], Any], None] = asyncio.Future.set_result
+_set_result: Callable[[asyncio.Future[Any], Any], None] = asyncio.Future[Any].set_result
 
 
 class Wakeups:
