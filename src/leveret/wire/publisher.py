@@ -317,11 +317,7 @@ class Publisher:
                 publish.set_result(publish.returned)
 
     def on_nack(self, number: int, multiple: bool) -> None:
-        """``basic.nack`` from the broker.
-
-        Raises:
-            ProtocolError: for a publish that is not outstanding.
-        """
+        """``basic.nack``, as :meth:`on_ack`."""
         settled = self._settle(number, multiple)
         self._take_came_back(settled)
         self.nacked_in_a_row += len(settled)
