@@ -361,7 +361,8 @@ class RPC(Server):
             priority: 0 to 255; counts where the queue of the method has ``x-max-priority``.
             delivery_mode: whether the call survives a restart of the broker, in a durable queue.
             retry: call again when the link is lost, on a connection of :func:`~leveret.connect_robust`, rather than
-                raise PublishOutcomeUnknown. The function may run twice then.
+                raise PublishOutcomeUnknown. The function may run twice then. Where it is the broker that closes the
+                channel, which may be over this call, it is tried once more only.
 
         Raises:
             RemoteError: the function failed, or the server does not have it, or the broker refused its reply.
@@ -406,10 +407,11 @@ class RPC(Server):
                 call.watch(exchange.publish(message, routing_key, mandatory=True, timeout=timeout))
                 self._calls.limit_time(call, deadline)
                 return await call
-            except PublishOutcomeUnknown:
+            except PublishOutcomeUnknown as exc:
                 timeout = seconds = deadline - loop.time()
                 if not retry or seconds <= 0 or self.channel.is_closed or not self._is_initialized:
                     raise
+                retry = refused(exc.__cause__) is None  # over this call, perhaps: it is tried once more, and no more
             finally:
                 self.futures.pop(correlation_id, None)
                 call.end()
