@@ -142,7 +142,7 @@ MAP |= {
     "patterns.apart": {"channel", "message"},
     "patterns.calls": {"message", "outcome", "prompt"},
     "patterns.errors": {"message"},
-    "patterns.replies": {"message", "queue", "records"},
+    "patterns.replies": {"message", "prompt", "queue", "records"},
     "patterns.serving": {
         *_HANDLES,
         "draining",
@@ -255,7 +255,7 @@ MAP |= {
 }
 for handle in ("exchange", "queue", "consumer", "channel"):
     MAP[handle] |= {"records"}
-MAP["channel"] |= {"prompt", "wire.outgoing", "wire.transport", "wire.tally"}
+MAP["channel"] |= {"wire.outgoing", "wire.transport", "wire.tally"}
 MAP["connection"] |= {"lifecycle", "wire.tally"}
 MAP["wire.publisher"] |= {"wire.outgoing"}
 MAP["wire.channel"] |= {"prompt", "wire.content", "wire.output", "wire.publisher", "wire.replies", "wire.settler"}

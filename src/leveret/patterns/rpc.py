@@ -336,7 +336,7 @@ class RPC(Server):
 
     def create_future(self) -> tuple[Call, str]:
         """What a call awaits, and its correlation id."""
-        return self._calls.begin(self.channel.wakeups)
+        return self._calls.begin(None if self._replies is None else self._replies.wakeups)
 
     async def call(
         self,
@@ -413,7 +413,7 @@ class RPC(Server):
                     raise
                 retry = refused(exc.__cause__) is None  # over this call, perhaps: it is tried once more, and no more
             finally:
-                self.futures.pop(correlation_id, None)
+                self._calls.futures.pop(correlation_id, None)
                 call.end()
 
     def _on_reply(self, message: IncomingMessage) -> None:
@@ -446,14 +446,15 @@ class RPC(Server):
     def _call_of(self, message: IncomingMessage) -> Call | None:
         """The call that *message* replies to, if somebody waits for the reply."""
         correlation_id = message.correlation_id
-        call = self._calls.waiting(correlation_id)
-        if call is None:
+        call = self._calls.futures.get(correlation_id or "")
+        if call is None or call.done():
             self.dropped_replies += 1
             if correlation_id is None:
                 log.warning("a reply without a correlation_id: %s", summary(message))
             else:
                 log.warning("Unknown message: %s", summary(message))
-        elif message.type == "call":
+            return None
+        if message.type == "call":
             fail(call, TimeoutError(f"no server took the call of {call.name!r} before it expired"))
             return None
         return call
