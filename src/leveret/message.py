@@ -69,10 +69,6 @@ def _expiration(value: DateType) -> DateType:
     return value
 
 
-def _wire_expiration(value: Any) -> str | None:
-    return value if isinstance(value, str) else quick_expiration(value)  # text came from the wire, as no number
-
-
 def _with_times(properties: Properties, expiration: Any, timestamp: Any) -> Properties:
     return make_properties((*properties[:7], expiration, properties[8], timestamp, *properties[10:]))
 
@@ -248,8 +244,11 @@ class Message:
         properties = self._properties
         if properties.expiration is None and properties.timestamp is None:
             return properties
+        expiration = properties.expiration
+        if not isinstance(expiration, str):  # text came from the wire, as no number
+            expiration = quick_expiration(expiration)
         timestamp = None if properties.timestamp is None else encode_timestamp(properties.timestamp)
-        return _with_times(properties, _wire_expiration(properties.expiration), timestamp)
+        return _with_times(properties, expiration, timestamp)
 
     def lock(self) -> None:
         """Make every later assignment to the body or a property a ValueError."""

@@ -380,7 +380,8 @@ class RPC(Server):
 
         Reconnect: while the link is down, the call waits for it within *timeout*.
         """
-        self._check_initialized()
+        if not self._is_initialized:
+            self._check_initialized()
         if timeout is not None:
             check_timeout("timeout", timeout)
         loop, seconds = self.loop, self.channel.seconds(timeout)
