@@ -26,7 +26,6 @@ from leveret.lazy import pass_on
 from leveret.log import get_logger, printable
 from leveret.message import ReturnedMessage
 from leveret.older import OlderChannel, warn_of
-from leveret.prompt import Wakeups
 from leveret.queue import Queue
 from leveret.records import ConsumerRecord, Key, QosRecord, Record, exchange_key, queue_key
 from leveret.transaction import Transaction
@@ -189,7 +188,7 @@ class Channel(OlderChannel):
         finally:
             self._opening = False
         self.prefetch = 0
-        self.write_publish = self._wire.publish
+        self.write_publish = self._wire.publisher.publish
         if self._closed.done():
             self._closed = asyncio.get_running_loop().create_future()
         self._connection.adopt(self)
@@ -399,11 +398,6 @@ class Channel(OlderChannel):
     def waiting_publishes(self) -> int:
         """How many publishes wait to be written."""
         return 0 if self._wire is None else self._wire.publisher.waiting
-
-    @property
-    def wakeups(self) -> Wakeups:
-        """What goes on when a read of its connection has been taken in."""
-        return self.wire.transport.wakeups
 
     @property
     def tally(self) -> Tally:

@@ -54,27 +54,19 @@ def _text(value: Any) -> str | None:
     return (value if isinstance(value, str) else str(value)) or None if value is not None else None
 
 
-def _octet(name: str, value: Any) -> int | None:
+def _priority(value: Any) -> int | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255):
         return value
-    raise ValueError(f"{name} must be a whole number from 0 to 255, not {value!r}")
+    raise ValueError(f"priority must be a whole number from 0 to 255, not {value!r}")
 
 
 def _delivery_mode(value: DeliveryMode | int | None) -> int:
     return 1 if value is None else int(value if value.__class__ is DeliveryMode else DeliveryMode(value))
 
 
-def _priority(value: int | None) -> int | None:
-    return _octet("priority", value)
-
-
 def _expiration(value: DateType) -> DateType:
     quick_expiration(value)
     return value
-
-
-def _wire_expiration(value: Any) -> str | None:
-    return value if isinstance(value, str) else quick_expiration(value)  # text came from the wire, as no number
 
 
 def _with_times(properties: Properties, expiration: Any, timestamp: Any) -> Properties:
@@ -165,14 +157,23 @@ class Message:
                 None if headers is None else dict(headers),
                 1 if delivery_mode is None else _delivery_mode(delivery_mode),
                 0 if priority is None else _priority(priority),
-                None if correlation_id is None else _text(correlation_id),
-                None if reply_to is None else _text(reply_to),
+                # str is what they are, and a call for each would be most of what a message costs
+                None
+                if correlation_id is None
+                else (correlation_id or None)
+                if correlation_id.__class__ is str
+                else _text(correlation_id),
+                None if reply_to is None else (reply_to or None) if reply_to.__class__ is str else _text(reply_to),
                 None if expiration is None else _expiration(expiration),
-                None if message_id is None else _text(message_id),
+                None
+                if message_id is None
+                else (message_id or None)
+                if message_id.__class__ is str
+                else _text(message_id),
                 None if timestamp is None else decode_timestamp(timestamp),
-                None if type is None else _text(type),
-                None if user_id is None else _text(user_id),
-                None if app_id is None else _text(app_id),
+                None if type is None else (type or None) if type.__class__ is str else _text(type),
+                None if user_id is None else (user_id or None) if user_id.__class__ is str else _text(user_id),
+                None if app_id is None else (app_id or None) if app_id.__class__ is str else _text(app_id),
                 None,
             ),
         )
@@ -243,8 +244,11 @@ class Message:
         properties = self._properties
         if properties.expiration is None and properties.timestamp is None:
             return properties
+        expiration = properties.expiration
+        if not isinstance(expiration, str):  # text came from the wire, as no number
+            expiration = quick_expiration(expiration)
         timestamp = None if properties.timestamp is None else encode_timestamp(properties.timestamp)
-        return _with_times(properties, _wire_expiration(properties.expiration), timestamp)
+        return _with_times(properties, expiration, timestamp)
 
     def lock(self) -> None:
         """Make every later assignment to the body or a property a ValueError."""

@@ -277,7 +277,7 @@ class RobustChannel(Channel):
         elif self._lost_transaction:
             self.write_publish = self._refuse_in_transaction
         else:
-            self.write_publish = self.wire.publish if self._is_up else self._waiting.publish
+            self.write_publish = self.wire.publisher.publish if self._is_up else self._waiting.publish
 
     def _refuse_in_transaction(self, *_: object) -> Any:
         raise ChannelInvalidStateError("the transaction ended with its channel: roll it back, and begin again")

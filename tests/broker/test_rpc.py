@@ -17,6 +17,7 @@ import leveret
 from leveret import Channel, Connection, Message, RobustConnection, connect
 from leveret.exceptions import (
     ChannelInvalidStateError,
+    ChannelPreconditionFailed,
     MessageDecodeError,
     MessageProcessError,
     NoServer,
@@ -701,6 +702,21 @@ async def test_calls_that_the_link_dies_with_fail_at_once_or_are_made_again(
         assert isinstance(caught.value, ConnectionError)
         go.set()
     assert not rpc.futures
+
+
+async def test_a_call_that_the_broker_refuses_is_not_made_again_and_again(robust: RobustConnection, name: str) -> None:
+    if str(robust.server_properties["version"]).startswith("3."):
+        pytest.skip("RabbitMQ 3.10 takes 128 MiB")
+    channel = await robust.channel()
+    rpc = await RPC.create(channel)
+    await rpc.register(name, add, auto_delete=True)
+    losses: list[object] = []
+    channel.close_callbacks.add(lambda _, error: losses.append(error))
+    with pytest.raises(PublishOutcomeUnknown) as caught:
+        await within(rpc.call(name, {"x": "a" * 17_000_000, "y": ""}, retry=True))
+    assert isinstance(caught.value.__cause__, ChannelPreconditionFailed)
+    assert len(losses) == 2
+    assert await within(rpc.call(name, {"x": 1, "y": 2}, retry=True)) == 3
 
 
 # -------------------------------------------------------------------------------------------------- aio-pika

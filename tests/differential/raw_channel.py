@@ -73,6 +73,7 @@ class RawChannel:
         self.heard: list[Message | Frame] = []
         self.closed: Closed | None = None
         self.consumers: dict[bytes, Any] = {}
+        self.on_ack = None
         self.unlimited = ()
         self.has_idle_consumer = False
         self._replies: deque[tuple[Frame, asyncio.Future[Any]]] = deque()

@@ -25,7 +25,6 @@ from leveret.wire.codec import (
     HEARTBEAT,
     METHOD,
     DecodedProperties,
-    FrameDecoder,
     Properties,
     PublishEncoder,
     decode_confirm,
@@ -41,6 +40,7 @@ from leveret.wire.codec import (
     encode_properties,
     encode_reject,
 )
+from leveret.wire.decoder import FrameDecoder
 
 FRAME_MAX = 131_072
 TOGGLE = b"\x27\x0f"  # class 9999: the test's own method, which makes a consumer appear or go
@@ -63,6 +63,9 @@ class Channel:
         self._size = 0
         self._body = b""
 
+    def on_ack(self, delivery_tag: int, multiple: bool) -> None:
+        self.events.append(("ack", self.number, delivery_tag, multiple))
+
     def toggle(self, tag: bytes) -> None:
         if self.consumers.pop(tag, None) is None:
 
@@ -74,6 +77,8 @@ class Channel:
     def on_frame(self, kind: int, payload: bytes) -> None:
         if kind == METHOD and payload[:4] == b"\x00\x3c\x00\x3c" and not self.is_assembling:
             self._method, self._properties, self.is_assembling = payload, None, True
+        elif kind == METHOD and payload[:4] == b"\x00\x3c\x00\x50" and len(payload) == 13 and not self.is_assembling:
+            self.on_ack(int.from_bytes(payload[4:12], "big"), bool(payload[12] & 1))
         elif kind == METHOD and payload[:2] == TOGGLE and not self.is_assembling:
             self.toggle(payload[2:])
             self.events.append(("toggle", self.number, payload[2:]))
@@ -198,6 +203,15 @@ toggles = st.builds(
     st.integers(1, 3),
     st.sampled_from([b"a", b"another", b"nobody"]),
 )
+confirms = st.builds(
+    lambda number, tag, bits, more: [
+        encode_frame(METHOD, number, b"\x00\x3c\x00\x50" + struct.pack(">QB", tag, bits) + more)
+    ],
+    st.integers(1, 4),
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 255),
+    st.sampled_from([b"", b"", b"", b"more"]),
+)
 others = st.builds(
     lambda number, payload: [encode_frame(METHOD, number, b"\x00\x0a" + payload)],
     st.sampled_from([0, 1, 2, 3, 4, 65_535]),
@@ -208,7 +222,9 @@ others = st.builds(
 @st.composite
 def streams(draw, sizes=small_sizes):
     """Whole frames of all kinds; another channel's frames and heartbeats may stand inside a content."""
-    runs = draw(st.lists(st.one_of(deliveries(sizes), deliveries(sizes), heartbeats, toggles, others), max_size=8))
+    runs = draw(
+        st.lists(st.one_of(deliveries(sizes), deliveries(sizes), confirms, heartbeats, toggles, others), max_size=8)
+    )
     frames: list[bytes] = []
     for run in runs:
         if draw(st.integers(0, 3)) == 0 and frames:

@@ -402,17 +402,13 @@ async def test_a_read_that_breaks_off_leaves_nobody_waiting(
 ) -> None:
     """As a signal's KeyboardInterrupt may break it off at any moment, or an error of ours."""
 
-    take: Any = Publisher.on_confirm
-
-    def broken(publisher: Publisher, payload: bytes, kind: type[Any]) -> None:
-        if kind is Nack:
-            raise ZeroDivisionError
-        take(publisher, payload, kind)
+    def broken(publisher: Publisher, number: int, multiple: bool) -> None:
+        raise ZeroDivisionError
 
     async def waits(future: asyncio.Future[Any]) -> object:
         return await future
 
-    monkeypatch.setattr(Publisher, "on_confirm", broken)
+    monkeypatch.setattr(Publisher, "on_nack", broken)
     async with linked() as link:
         channel = await link.channel()
         confirmed, lost = [asyncio.create_task(waits(future)) for future in await publish(link, channel, 2)]

@@ -10,7 +10,8 @@ import pytest
 from pamqp import body, commands, frame, header
 
 from leveret import IncomingMessage
-from leveret.wire.codec import BODY, METHOD, FrameDecoder
+from leveret.wire.codec import BODY, METHOD
+from leveret.wire.decoder import FrameDecoder
 from tests.protocol.kit import linked, raw_frame, until, within
 
 

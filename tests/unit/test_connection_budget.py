@@ -67,7 +67,7 @@ def test_connecting_opening_a_channel_and_closing_stay_below_the_ceiling(connect
     run(scenario)
 
 
-@pytest.mark.parametrize(("connect", "ceiling"), [(leveret.connect, 2800), (leveret.connect_robust, 3200)])
+@pytest.mark.parametrize(("connect", "ceiling"), [(leveret.connect, 2850), (leveret.connect_robust, 3250)])
 def test_an_open_channel_that_was_not_used_takes_little_memory(connect: Connect, ceiling: int) -> None:
     async def scenario(fake: FakeSocket) -> None:
         async with await connect("amqp://127.0.0.1/") as connection:

@@ -30,14 +30,15 @@ MAP: dict[str, set[str]] = {
     "url": set(),
     "callbacks": set(),
     "wire": set(),
-    "wire.codec": {"wire.tables", "wire.tally"},
+    "wire.codec": {"wire.tables"},
+    "wire.decoder": {"wire.codec", "wire.tally"},
     "wire.tables": set(),
     "wire.methods": {"wire.codec", "wire.tables"},
     "wire.confirms": set(),
     "wire.handshake": {"wire.methods", "url", "wire.codec", "wire.tables", "_version"},
     "wire.tls": {"url"},
-    "wire.transport": {"wire.codec", "wire.methods", "wire.handshake", "wire.tls", "url", "outcome"},
-    "wire.channel": {"wire.transport", "wire.codec", "wire.methods", "wire.confirms", "outcome"},
+    "wire.transport": {"wire.decoder", "wire.codec", "wire.methods", "wire.handshake", "wire.tls", "url", "outcome"},
+    "wire.channel": {"wire.transport", "wire.decoder", "wire.codec", "wire.methods", "wire.confirms", "outcome"},
     "message": {"wire.codec", "outcome"},
     "consumer": {"message", "draining", "failures", "handlers", "prompt", "settling"},
     "handlers": {"message", "draining"},
@@ -141,7 +142,7 @@ MAP |= {
     "patterns.apart": {"channel", "message"},
     "patterns.calls": {"message", "outcome", "prompt"},
     "patterns.errors": {"message"},
-    "patterns.replies": {"message", "queue", "records"},
+    "patterns.replies": {"message", "prompt", "queue", "records"},
     "patterns.serving": {
         *_HANDLES,
         "draining",
@@ -227,6 +228,7 @@ MAP |= {
         "testing.methods",
         "testing.refusals",
         "wire.codec",
+        "wire.decoder",
         "wire.methods",
     },
     "testing.login": {"testing.refusals", "wire.methods"},
@@ -253,7 +255,7 @@ MAP |= {
 }
 for handle in ("exchange", "queue", "consumer", "channel"):
     MAP[handle] |= {"records"}
-MAP["channel"] |= {"prompt", "wire.outgoing", "wire.transport", "wire.tally"}
+MAP["channel"] |= {"wire.outgoing", "wire.transport", "wire.tally"}
 MAP["connection"] |= {"lifecycle", "wire.tally"}
 MAP["wire.publisher"] |= {"wire.outgoing"}
 MAP["wire.channel"] |= {"prompt", "wire.content", "wire.output", "wire.publisher", "wire.replies", "wire.settler"}
@@ -380,6 +382,7 @@ LINES = {
     "callbacks": 140,
     "wire": 5,
     "wire.codec": 500,
+    "wire.decoder": 350,
     "wire.tables": 250,
     "wire.methods": 180,
     "wire.confirms": 160,
@@ -660,7 +663,16 @@ def test_what_needs_an_extra_is_imported_by_nobody_else():
 
 def test_the_pure_modules_load_without_asyncio_s_help():
     """What is pure imports no socket, selectors or ssl either (tls is about ssl)."""
-    for name in ("wire.codec", "wire.tables", "wire.methods", "wire.confirms", "wire.handshake", "url", "types"):
+    for name in (
+        "wire.codec",
+        "wire.decoder",
+        "wire.tables",
+        "wire.methods",
+        "wire.confirms",
+        "wire.handshake",
+        "url",
+        "types",
+    ):
         for module, _, for_types in imports(MODULES[name]):
             assert for_types or module.split(".")[0] not in {"socket", "selectors", "ssl", "threading"}, name
 

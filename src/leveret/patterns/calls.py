@@ -31,7 +31,7 @@ class Call(Prompt[Any]):
 
     __slots__ = ("deadline", "has_message", "name", "publish")
 
-    def __init__(self, wakeups: Wakeups, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, wakeups: Wakeups | None, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(wakeups, loop=loop)
         self.name = ""
         self.deadline = math.inf
@@ -88,8 +88,12 @@ class Calls:
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf
 
-    def begin(self, wakeups: Wakeups) -> tuple[Call, str]:
-        """A new call, and its correlation id, which nobody can guess."""
+    def begin(self, wakeups: Wakeups | None) -> tuple[Call, str]:
+        """A new call, and its correlation id, which nobody can guess.
+
+        Args:
+            wakeups: those of the connection that brings the replies.
+        """
         call, correlation_id = Call(wakeups, self._loop), os.urandom(16).hex()
         self.futures[correlation_id] = call
         return call, correlation_id

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from leveret.exceptions import ConsumerCancelled
 from leveret.log import get_logger
 from leveret.message import IncomingMessage
+from leveret.prompt import Wakeups
 from leveret.queue import Queue
 from leveret.records import ConsumerRecord
 
@@ -32,6 +33,7 @@ class Replies:
     Attributes:
         consumer_tag: its tag.
         wire_tag: the one that the wire knows it by, once it was started.
+        wakeups: those of the connection that brings the messages, once it was started.
     """
 
     no_ack = True
@@ -48,6 +50,7 @@ class Replies:
         self._on_message = on_message
         self._on_cancelled = on_cancelled
         self.wire_tag = b""
+        self.wakeups: Wakeups | None = None
 
     async def start(self, *, exclusive: bool = False) -> None:
         """Consume, and again after a reconnect, on a channel that recovers.
@@ -75,6 +78,7 @@ class Replies:
 
     def _attach(self, wire: WireChannel, wire_tag: str) -> Replies:
         self.wire_tag = wire_tag.encode()
+        self.wakeups = wire.transport.wakeups
         return self
 
     # ---------------------------------------------------------------------------------- what the wire says

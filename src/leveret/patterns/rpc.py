@@ -336,7 +336,7 @@ class RPC(Server):
 
     def create_future(self) -> tuple[Call, str]:
         """What a call awaits, and its correlation id."""
-        return self._calls.begin(self.channel.wakeups)
+        return self._calls.begin(None if self._replies is None else self._replies.wakeups)
 
     async def call(
         self,
@@ -361,7 +361,8 @@ class RPC(Server):
             priority: 0 to 255; counts where the queue of the method has ``x-max-priority``.
             delivery_mode: whether the call survives a restart of the broker, in a durable queue.
             retry: call again when the link is lost, on a connection of :func:`~leveret.connect_robust`, rather than
-                raise PublishOutcomeUnknown. The function may run twice then.
+                raise PublishOutcomeUnknown. The function may run twice then. Where it is the broker that closes the
+                channel, which may be over this call, it is tried once more only.
 
         Raises:
             RemoteError: the function failed, or the server does not have it, or the broker refused its reply.
@@ -379,7 +380,8 @@ class RPC(Server):
 
         Reconnect: while the link is down, the call waits for it within *timeout*.
         """
-        self._check_initialized()
+        if not self._is_initialized:
+            self._check_initialized()
         if timeout is not None:
             check_timeout("timeout", timeout)
         loop, seconds = self.loop, self.channel.seconds(timeout)
@@ -406,12 +408,13 @@ class RPC(Server):
                 call.watch(exchange.publish(message, routing_key, mandatory=True, timeout=timeout))
                 self._calls.limit_time(call, deadline)
                 return await call
-            except PublishOutcomeUnknown:
+            except PublishOutcomeUnknown as exc:
                 timeout = seconds = deadline - loop.time()
                 if not retry or seconds <= 0 or self.channel.is_closed or not self._is_initialized:
                     raise
+                retry = refused(exc.__cause__) is None  # over this call, perhaps: it is tried once more, and no more
             finally:
-                self.futures.pop(correlation_id, None)
+                self._calls.futures.pop(correlation_id, None)
                 call.end()
 
     def _on_reply(self, message: IncomingMessage) -> None:
@@ -444,14 +447,15 @@ class RPC(Server):
     def _call_of(self, message: IncomingMessage) -> Call | None:
         """The call that *message* replies to, if somebody waits for the reply."""
         correlation_id = message.correlation_id
-        call = self._calls.waiting(correlation_id)
-        if call is None:
+        call = self._calls.futures.get(correlation_id or "")
+        if call is None or call.done():
             self.dropped_replies += 1
             if correlation_id is None:
                 log.warning("a reply without a correlation_id: %s", summary(message))
             else:
                 log.warning("Unknown message: %s", summary(message))
-        elif message.type == "call":
+            return None
+        if message.type == "call":
             fail(call, TimeoutError(f"no server took the call of {call.name!r} before it expired"))
             return None
         return call

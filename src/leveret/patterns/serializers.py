@@ -14,10 +14,13 @@ import functools
 from collections.abc import Callable, Mapping, Set
 from decimal import Decimal
 from enum import Enum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 from leveret.exceptions import MessageDecodeError
+
+if TYPE_CHECKING:
+    import json
 
 _GZIP = 31  # zlib's number for gzip's format
 
@@ -91,10 +94,10 @@ class JSONSerializer:
         ).encode
 
     @functools.cached_property
-    def _decode(self) -> Callable[[str], Any]:
+    def _decoder(self) -> json.JSONDecoder:
         import json
 
-        return json.JSONDecoder().decode
+        return json.JSONDecoder()
 
     def serialize(self, data: Any) -> bytes:
         """JSON for *data*.
@@ -117,7 +120,9 @@ class JSONSerializer:
             MessageDecodeError: it is no JSON in UTF-8.
         """
         try:
-            return self._decode(data.decode())
+            text = data.decode().strip(" \t\n\r")
+            value, end = self._decoder.raw_decode(text)
+            return value if end == len(text) else self._decoder.decode(text)  # which says what is wrong
         except (ValueError, RecursionError) as exc:
             raise MessageDecodeError(f"the body is no JSON: {exc}") from exc
 

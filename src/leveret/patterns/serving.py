@@ -17,7 +17,7 @@ from typing import Any
 from leveret.channel import Channel
 from leveret.consuming import Consumer, stop_together
 from leveret.draining import check_drain
-from leveret.exceptions import ChannelClosed, ChannelInvalidStateError, DeliveryLost, PublishNotSent, RemoteError
+from leveret.exceptions import ChannelClosed, ChannelInvalidStateError, DeliveryLost, RemoteError
 from leveret.exchange import Exchange
 from leveret.failures import is_being_cancelled
 from leveret.log import get_logger
@@ -260,25 +260,24 @@ class Server(Base):
         Raises:
             DeliveryLost: the channel is gone.
         """
-        if reply.body_size > self._apart_from or (self._is_wary and message.redelivered):
+        if len(reply.body) > self._apart_from or (self._is_wary and message.redelivered):
             await self._reply_apart(message, reply_to, reply)
             return
-        exchange = self.channel.default_exchange
+        exchange, output = self.channel.default_exchange, self.channel.wire.publisher.output
+        if output.is_held:  # do not acknowledge before it is written
+            await exchange.publish(reply, reply_to, mandatory=False)
+            await message.ack()
+            return
 
         def reply_and_ack() -> Coroutine[Any, Any, None]:
-            publish: Any = exchange.publish_nowait(reply, reply_to, mandatory=False)
+            publish: Any = exchange.publish(reply, reply_to, mandatory=False)
             if isinstance(publish, Prompt):
                 publish.on_end(_on_reply_published)
             elif publish is not DONE:  # of an Exchange.publish that somebody has wrapped
                 return _ack_after(publish, message)
             return message.ack()
 
-        try:
-            done = self.channel.wire.publisher.output.together(reply_and_ack)
-        except PublishNotSent:  # held back: do not acknowledge before it is written
-            await exchange.publish(reply, reply_to, mandatory=False)
-            done = message.ack()
-        await done
+        await output.together(reply_and_ack)
 
     async def _reply_apart(self, message: IncomingMessage, reply_to: str, reply: Message) -> None:
         """The same for a *reply* that the broker may refuse: the sender gets an error instead, then.
@@ -359,7 +358,8 @@ class Server(Base):
         Raises:
             MessageDecodeError: it cannot be read, or another serializer has made it.
         """
-        self.check_content_type(message)
+        if message.content_type != self.CONTENT_TYPE:
+            self.check_content_type(message)
         return self.deserialize(message.body)
 
 

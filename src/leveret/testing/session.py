@@ -22,7 +22,8 @@ from leveret.testing import frames, login
 from leveret.testing.channel import Channel
 from leveret.testing.methods import HANDLERS
 from leveret.testing.refusals import Refusal, octets
-from leveret.wire.codec import HEARTBEAT, HEARTBEAT_FRAME, METHOD, FrameDecoder
+from leveret.wire.codec import HEARTBEAT, HEARTBEAT_FRAME, METHOD
+from leveret.wire.decoder import FrameDecoder
 from leveret.wire.methods import decode_method, encode_method, make
 
 if TYPE_CHECKING:

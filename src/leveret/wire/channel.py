@@ -49,13 +49,14 @@ from leveret.wire.codec import (
     METHOD,
     Deliver,
     GetOk,
-    OnDelivery,
+    decode_confirm,
     decode_deliver,
     decode_get_ok,
     decode_return,
     encode_tag,
 )
 from leveret.wire.content import Content, ContentAssembler
+from leveret.wire.decoder import OnAck, OnDelivery
 from leveret.wire.methods import decode_method, make
 from leveret.wire.output import CommitGate, Output
 from leveret.wire.publisher import Publisher, PublishOwner
@@ -185,8 +186,8 @@ class WireChannel:
         "error",
         "is_assembling",
         "number",
+        "on_ack",
         "prefetch",
-        "publish",
         "publisher",
         "publishes_only",
         "settler",
@@ -212,7 +213,7 @@ class WireChannel:
         self._content = ContentAssembler()
         self._watchers: list[Callable[[], None]] = []
         self.publisher = Publisher(transport, number, publisher_confirms, owner)
-        self.publish = self.publisher.publish
+        self.on_ack: OnAck | None = self.publisher.on_ack
         self.settler = Settler(self)
         self._closing = False
         self._close_ok: asyncio.Future[None] | None = None
@@ -389,9 +390,9 @@ class WireChannel:
             raise ProtocolError("a method frame of less than 4 bytes", reply_code=501, data=payload)
         method_id = _unpack_method_id(payload)[0]
         if method_id == BASIC_ACK:
-            self.publisher.on_confirm(payload, Basic.Ack)
+            self.publisher.on_ack(*decode_confirm(payload))
         elif method_id == BASIC_NACK:
-            self.publisher.on_confirm(payload, Basic.Nack)
+            self.publisher.on_nack(*decode_confirm(payload))
         elif method_id == BASIC_DELIVER:
             self._content.begin(decode_deliver(payload))
         elif method_id == BASIC_GET_OK:
@@ -729,6 +730,7 @@ class WireChannel:
         self._consumers.clear()
         self._unlimited.clear()
         self.consumers.clear()
+        self.on_ack = None
         for pending in self._replies.take_all():
             fail(pending.reply, fresh(error))
         self.publisher.end(error)

@@ -33,7 +33,6 @@ from leveret.wire.codec import (
     Properties,
     PublishEncoder,
     Return,
-    decode_confirm,
     decode_route,
     encode_properties,
 )
@@ -151,17 +150,9 @@ class Publisher:
             output.write(data)
             return DONE
         seconds = self._timeout if timeout is None else timeout
+        loop, wakeups = self._loop, self._transport.wakeups
         publish = AwaitedPublish(
-            self,
-            self._loop,
-            self._transport.wakeups,
-            exchange,
-            routing_key,
-            encoded,
-            body,
-            mandatory,
-            seconds,
-            retry_unknown,
+            self, loop, wakeups, exchange, routing_key, encoded, body, mandatory, seconds, retry_unknown
         )
         if output.is_held or confirms is None:
             self._hold(publish)
@@ -303,42 +294,51 @@ class Publisher:
 
     # ---------------------------------------------------------------------------------- what the broker answers
 
-    def on_confirm(self, payload: bytes, cls: type[Basic.Ack] | type[Basic.Nack]) -> None:
-        """``basic.ack`` or ``basic.nack`` from the broker.
+    def on_ack(self, number: int, multiple: bool) -> None:
+        """``basic.ack`` from the broker.
 
         Raises:
             ProtocolError: for a publish that is not outstanding.
         """
-        number, multiple = decode_confirm(payload)
+        settled = self._settle(number, multiple)
+        back = self._take_came_back(settled) if self._came_back else 0
+        self.nacked_in_a_row, self.has_confirmed = 0, True
+        self._tally.confirmed += len(settled) - back
+        self._tally.returned += back
+        ack = Basic.Ack(number, multiple)
+        for publish in settled:
+            if publish.done():
+                continue
+            if publish.returned is None:
+                publish.set_result(ack)
+            elif self._owner.on_return_raises:
+                publish.fail(MessageReturned(publish.returned))
+            else:
+                publish.set_result(publish.returned)
+
+    def on_nack(self, number: int, multiple: bool) -> None:
+        """``basic.nack``, as :meth:`on_ack`."""
+        settled = self._settle(number, multiple)
+        self._take_came_back(settled)
+        self.nacked_in_a_row += len(settled)
+        self._tally.nacked += len(settled)
+        nack = Basic.Nack(number, multiple)
+        for publish in settled:
+            if not publish.done():
+                publish.fail(MessageNacked(nack))
+        if self.nacked_in_a_row:
+            self._owner.on_nacked(self.nacked_in_a_row)
+
+    def _settle(self, number: int, multiple: bool) -> list[Publish]:
+        """Take out what a confirm settles, and measure how long it took if somebody wants to know."""
         if self._confirms is None:
             raise ProtocolError("a confirm on a channel without publisher confirms", reply_code=503)
-        frame = cls(number, multiple)
         settled = self._confirms.settle(number, multiple)
         if self._tally.on_confirmed is not None:
             now = self._loop.time()
             for publish in settled:
                 self._tally.on_confirmed(now - publish.began)
-        back = self._take_came_back(settled) if self._came_back else 0
-        if cls is Basic.Ack:
-            self.nacked_in_a_row, self.has_confirmed = 0, True
-            self._tally.confirmed += len(settled) - back
-            self._tally.returned += back
-        else:
-            self.nacked_in_a_row += len(settled)
-            self._tally.nacked += len(settled)
-        for publish in settled:
-            if publish.done():
-                continue
-            if isinstance(frame, Basic.Nack):
-                publish.fail(MessageNacked(frame))
-            elif publish.returned is None:
-                publish.set_result(frame)
-            elif self._owner.on_return_raises:
-                publish.fail(MessageReturned(publish.returned))
-            else:
-                publish.set_result(publish.returned)
-        if self.nacked_in_a_row:
-            self._owner.on_nacked(self.nacked_in_a_row)
+        return settled
 
     def _take_came_back(self, settled: list[Publish]) -> int:
         """How many of *settled* came back."""

@@ -50,7 +50,8 @@ from leveret.outcome import fail
 from leveret.prompt import Prompt, Wakeups
 from leveret.types import FieldValue
 from leveret.url import ConnectionParameters
-from leveret.wire.codec import HEARTBEAT, HEARTBEAT_FRAME, METHOD, ContentSink, FrameDecoder
+from leveret.wire.codec import HEARTBEAT, HEARTBEAT_FRAME, METHOD
+from leveret.wire.decoder import ContentSink, FrameDecoder
 from leveret.wire.hand import Hand
 from leveret.wire.handshake import PROTOCOL_HEADER, Handshake
 from leveret.wire.intake import Intake, Source
@@ -136,6 +137,7 @@ class Transport(asyncio.BufferedProtocol):
         self._stage_due = 0.0
 
         self._decoder = FrameDecoder(self._on_frame, self.channels, self.tally)
+        self.get_buffer = self._decoder.get_buffer  # type: ignore[method-assign]  # a call less for each read
         self._last_read = self._loop.time()
         self._heartbeat_timer: asyncio.TimerHandle | None = None
         self._beat_due = 0.0
@@ -303,10 +305,6 @@ class Transport(asyncio.BufferedProtocol):
         return bool(self._handshake.server_capabilities.get(capability))
 
     # ----------------------------------------------------------------------------------------------- reading
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the socket reads into."""
-        return self._decoder.get_buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
         """The socket read *nbytes*."""
