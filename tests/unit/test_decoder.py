@@ -28,8 +28,6 @@ FRAME_MAX = 131_072
 
 
 NO_PROPERTIES = b"\x00\x00"
-
-
 ROUTE = b"\x02ex\x03key"
 
 
