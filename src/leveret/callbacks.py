@@ -10,6 +10,7 @@ from types import MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeAlias, TypeGuard, TypeVar
 
 from leveret.log import get_logger
+from leveret.prompt import raise_soon
 
 _log = get_logger(__name__)
 
@@ -152,6 +153,8 @@ class CallbackCollection(MutableSet[_Callback], Generic[_Sender, _Params]):
                     tasks.append(self._start(callback, result))
             except (Exception, asyncio.CancelledError):
                 self._log_failure(callback)
+            except (KeyboardInterrupt, SystemExit) as exc:  # which end the loop, and not what told of the event
+                raise_soon(exc)
         return _Completion(tasks) if tasks else _NOTHING
 
     def _start(self, callback: _Callback, result: Awaitable[object]) -> asyncio.Task[None]:

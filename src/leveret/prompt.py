@@ -53,7 +53,7 @@ class Wakeups:
             try:
                 context.run(resume, future)
             except (KeyboardInterrupt, SystemExit) as exc:  # which end the loop, and not what reads the socket
-                asyncio.get_running_loop().call_soon(_raise, exc)
+                raise_soon(exc)
             except RuntimeError:  # it was read by a task, as no event loop does
                 future.get_loop().call_soon(resume, future, context=context)
 
@@ -164,6 +164,11 @@ class PromptEvent:
                 await waiter
             finally:
                 self._waiters.remove(waiter)
+
+
+def raise_soon(error: BaseException) -> None:
+    """Have the event loop end with *error*, a KeyboardInterrupt or SystemExit, and nothing else break off."""
+    asyncio.get_running_loop().call_soon(_raise, error)
 
 
 def _raise(error: BaseException) -> NoReturn:

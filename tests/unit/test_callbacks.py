@@ -325,3 +325,29 @@ async def test_a_callback_may_return_any_awaitable(callbacks):
     asyncio.get_running_loop().call_soon(future.set_result, None)
     await callbacks()
     assert future.done()
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+def test_what_ends_the_loop_does_not_keep_the_others_from_being_called(sender, error):
+    seen = []
+
+    def leave(sender):
+        raise error
+
+    async def main():
+        callbacks = CallbackCollection(sender)
+        callbacks.add(leave)
+        callbacks.add(seen.append)
+        callbacks()
+        seen.append("went on")
+        await asyncio.sleep(5)
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(main())
+    with pytest.raises(type(error)):
+        loop.run_until_complete(task)
+    assert seen == [sender, "went on"]
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        loop.run_until_complete(task)
+    loop.close()

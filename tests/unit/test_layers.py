@@ -28,7 +28,7 @@ MAP: dict[str, set[str]] = {
     "prompt": set(),
     "outcome": {"prompt"},
     "url": set(),
-    "callbacks": set(),
+    "callbacks": {"prompt"},
     "wire": set(),
     "wire.codec": {"wire.tables"},
     "wire.decoder": {"wire.codec", "wire.tally"},
