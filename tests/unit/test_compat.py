@@ -29,7 +29,7 @@ SOURCE = str(Path(leveret.__file__).parents[1])
 
 def python(code: str, *paths: str) -> str:
     """What *code* prints, in a process of its own."""
-    path = ":".join((SOURCE, *paths))
+    path = ":".join((*paths, SOURCE))
     command = [sys.executable, "-W", "error", "-c", code]
     done = subprocess.run(command, env={"PYTHONPATH": path}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
