@@ -258,6 +258,8 @@ class CallbackConsumer:
                 self._start()
             if rest is None:
                 self._handlers.remove(task)
+            elif self._stopping is not None:  # by the callback itself, perhaps, which waits until none is due
+                self._handlers.tell_idle()
         return rest
 
     def _finish(

@@ -64,7 +64,7 @@ class Handlers:
         self.of_channel.discard(task)
         if self._drains:
             self._entered.discard(task)
-            self._tell_idle()
+            self.tell_idle()
 
     def on_end(self, task: asyncio.Task[Any], message: IncomingMessage, has_ended: bool) -> None:
         """A callback has ended, or was cancelled, while the consumer stops."""
@@ -107,7 +107,7 @@ class Handlers:
         self._drains += 1
         if task in self.tasks:
             self._entered.add(task)
-            self._tell_idle()
+            self.tell_idle()
 
     def leave(self, task: asyncio.Task[Any]) -> None:
         """It no longer does."""
@@ -118,7 +118,8 @@ class Handlers:
     def _is_idle(self) -> bool:
         return not self.is_due and len(self.tasks) == len(self._entered)
 
-    def _tell_idle(self) -> None:
+    def tell_idle(self) -> None:
+        """Those who wait until none runs are to look."""
         if self._idle is not None and self._is_idle and not self._idle.done():
             self._idle.set_result(None)
 

@@ -760,6 +760,19 @@ async def test_callbacks_that_stop_their_consumer_do_not_wait_for_each_other():
     assert not consumer.tasks
 
 
+async def test_a_callback_that_begins_with_stopping_its_consumer_is_not_waited_for():
+    async def callback(message):
+        await drain([consumer], 60, 1)
+        await message.ack()
+
+    consumer = Consumer(callback)
+    consumer.deliver(1)
+    async with asyncio.timeout(5):
+        await rest()
+        await asyncio.gather(*consumer.tasks)
+    assert consumer.settled == [("ack", 1)]
+
+
 async def test_two_consumers_whose_callbacks_stop_everything_end():
     consumers = []
     gate = Gate(Ack)
