@@ -108,6 +108,15 @@ async def test_a_restart_on_the_same_port_with_or_without_its_contents(broker: B
     assert not keep or broker.queues["q"].bodies == [b"1"]
 
 
+async def test_a_broker_that_began_in_a_thread_goes_on_in_one() -> None:
+    with Broker() as broker:
+        await broker.stop(keep=True)
+        await broker.start()
+        assert broker._loop is not asyncio.get_running_loop()
+        async with await leveret.connect(broker.url):
+            pass
+
+
 async def test_a_robust_connection_comes_back_to_it(broker: Broker) -> None:
     async with await leveret.connect_robust(broker.url) as robust:
         channel = await robust.channel()
@@ -204,8 +213,17 @@ async def test_confirms_come_late_on_request(broker: Broker, channel: Channel) -
     await eventually(lambda: len(broker.queues["q"].messages) == 3)
     assert not any(each.done() for each in waiting)
     broker.delay_confirms(0)
-    broker.advance(61)
     assert all(isinstance(each, Basic.Ack) for each in await asyncio.wait_for(asyncio.gather(*waiting), 5))
+
+
+async def test_confirms_that_come_late_come_in_their_time(broker: Broker, channel: Channel) -> None:
+    await channel.declare_queue("q")
+    broker.delay_confirms(60)
+    waiting = asyncio.ensure_future(channel.default_exchange.publish(Message(b""), "q"))
+    await eventually(lambda: len(broker.queues["q"].messages) == 1)
+    broker.advance(61)
+    assert isinstance(await asyncio.wait_for(waiting, 5), Basic.Ack)
+    assert not broker._server.faults._delayed
 
 
 async def test_consumers_are_cancelled_and_the_queue_stays(broker: Broker, channel: Channel) -> None:
@@ -217,6 +235,8 @@ async def test_consumers_are_cancelled_and_the_queue_stays(broker: Broker, chann
         with pytest.raises(ConsumerCancelled):
             await asyncio.wait_for(waiting, 5)
     assert "q" in broker.queues
+    with pytest.raises(ValueError, match=r"no queue 'nope' in virtual host '/' \(there are 'q'\)"):
+        broker.cancel_consumers("nope")
 
 
 async def test_channels_are_closed_one_by_one(broker: Broker, connection: Connection) -> None:
@@ -293,6 +313,37 @@ async def test_bytes_are_seen_and_changed(broker: Broker, channel: Channel) -> N
 
 
 @pytest.mark.expects_errors
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [("text", "returned 'text'"), (5, "returned 5"), (ZeroDivisionError("oops"), "raised ZeroDivisionError: oops")],
+)
+async def test_a_tap_that_fails_is_told_once_and_changes_nothing(
+    broker: Broker, channel: Channel, caplog: pytest.LogCaptureFixture, result: object, text: str
+) -> None:
+    def faulty_tap(*_: object) -> Any:
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    broker.on_bytes(faulty_tap)
+    await channel.declare_queue("q")
+    await publish(channel, b"1")
+    broker.on_bytes(None)
+    assert broker.queues["q"].bodies == [b"1"]
+    [record] = caplog.records
+    assert record.name == "leveret.testing"
+    assert "faulty_tap" in record.getMessage()
+    assert text in record.getMessage()
+
+
+async def test_a_tap_may_return_any_kind_of_bytes(broker: Broker, channel: Channel) -> None:
+    broker.on_bytes(lambda connection, direction, data: bytearray(data))
+    assert (await channel.declare_queue("q")).name == "q"
+    broker.on_bytes(lambda connection, direction, data: None)
+    assert (await channel.declare_queue("q")).name == "q"
+
+
+@pytest.mark.expects_errors
 async def test_raw_bytes_reach_the_client(broker: Broker, connection: Connection) -> None:
     assert broker.send_bytes(b"\x09nonsense") == 1
     await eventually(lambda: connection.is_closed)
@@ -300,11 +351,17 @@ async def test_raw_bytes_reach_the_client(broker: Broker, connection: Connection
 
 async def test_reset_begins_anew_on_the_same_port(broker: Broker, connection: Connection, channel: Channel) -> None:
     await channel.declare_queue("q")
+    broker.delay_confirms(60)
+    lost = asyncio.ensure_future(publish(channel, b"1"))
+    await eventually(lambda: broker.queues["q"].messages)
     broker.fail_next("queue.declare", 406)
     broker.block()
     broker.pause()
     broker.reset()
     await eventually(lambda: connection.is_closed)
+    with pytest.raises(leveret.exceptions.PublishOutcomeUnknown):
+        await lost
+    broker.advance(61)
     assert dict(broker.queues) == {}
     async with await leveret.connect(broker.url) as again, again.channel() as fresh:
         await fresh.declare_queue("q")

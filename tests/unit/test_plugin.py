@@ -356,6 +356,48 @@ def test_broker_that_the_test_has_hurt_keeps_nobody_waiting(run: Run, act: str) 
     assert result.duration < 5  # closing gives up after 10
 
 
+@pytest.mark.parametrize(
+    "act",
+    [
+        """
+            amqp_broker.delay_confirms(1000)
+            publishing = asyncio.ensure_future(exchange.publish(leveret.Message(b"hello"), "jobs"))
+            while not amqp_broker.queues["jobs"].messages:
+                await asyncio.sleep(0.005)
+            assert not publishing.done()
+        """,
+        "amqp_broker.on_bytes(lambda connection, direction, data: b'')",
+    ],
+    ids=["delay", "tap"],
+)
+def test_faults_that_are_still_on_end_before_the_connection_is_closed(run: Run, act: str) -> None:
+    source = f"""
+        async def test_it(amqp_broker, amqp_channel):
+            await amqp_channel.declare_queue("jobs")
+            exchange = amqp_channel.default_exchange
+            {act.strip()}
+    """
+    result = run(source, settings=FAIL)
+    result.assert_outcomes(passed=1)
+    assert result.duration < 5
+
+
+def test_broker_may_be_restarted_by_the_test(run: Run) -> None:
+    source = """
+        async def test_it(amqp_broker, amqp_channel):
+            await amqp_channel.declare_queue("jobs", durable=True)
+            await amqp_broker.stop(keep=True)
+            await amqp_broker.start()
+            assert list(amqp_broker.queues) == ["jobs"]
+            await amqp_channel.declare_queue("jobs", durable=True)
+
+        async def test_without_a_connection(amqp_broker):
+            await amqp_broker.stop(keep=True)
+            await amqp_broker.start()
+    """
+    run(source, "-Werror", settings=FAIL).assert_outcomes(passed=2)
+
+
 def test_unknown_verdict_is_refused(run: Run) -> None:
     result = run("", settings=ini(more="amqp_leftovers = shout"))
     assert result.ret == pytest.ExitCode.USAGE_ERROR

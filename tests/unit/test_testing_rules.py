@@ -224,6 +224,16 @@ def test_time_moves_by_a_finite_number_of_seconds(seconds: float) -> None:
         ({"permissions": {"guest": {"/": (".*", "")}}}, ValueError, "must be three patterns"),
         ({"permissions": {"guest": {"/": ".*"}}}, TypeError, "must be Permissions"),
         ({"permissions": {"guest": {"typo": (".*", "", "")}}}, ValueError, "typo"),
+        ({"users": {}}, ValueError, r"users must have one at least.*, not \{\}"),
+        ({"users": {"a": ""}}, ValueError, "the password of user 'a' must not be empty: RabbitMQ refuses"),
+        ({"users": {"": "secret"}}, ValueError, "a user's name must not be empty"),
+        ({"users": {"u" * 256: "secret"}}, ValueError, "a user's name must be 255 bytes at most, not 256"),
+        ({"vhosts": ()}, ValueError, r"vhosts must have one at least, as '/', not \(\)"),
+        ({"vhosts": ("",)}, ValueError, "each of vhosts must not be empty"),
+        ({"mechanisms": ()}, ValueError, "mechanisms must have one at least, as 'PLAIN', not"),
+        ({"thread": 5}, TypeError, "thread must be True or False, not 5"),
+        ({"consumer_timeout": 10**400}, ValueError, "consumer_timeout must be at most 3153600000, a hundred years"),
+        ({"consumer_timeout_tick": 1e300}, ValueError, "consumer_timeout_tick must be at most"),
     ],
 )
 def test_arguments_of_a_broker_are_checked_when_it_is_made(
@@ -231,6 +241,10 @@ def test_arguments_of_a_broker_are_checked_when_it_is_made(
 ) -> None:
     with pytest.raises(error, match=text):
         Broker(**{"version": "4.3"} | arguments)
+
+
+async def tap_in_a_loop(_connection: object, _direction: str, data: bytes) -> bytes:
+    return data
 
 
 @pytest.mark.parametrize(
@@ -252,6 +266,41 @@ def test_arguments_of_a_broker_are_checked_when_it_is_made(
         (lambda broker: broker.set_limits("guest", channels="1"), "channels must be an int"),
         (lambda broker: broker.queues_of("nope"), "no virtual host 'nope'"),
         (lambda broker: broker.exchanges_of("nope"), "no virtual host 'nope'"),
+        (lambda broker: broker.fail_next("queue.declare", "406"), "not '406'"),
+        (lambda broker: broker.fail_next("queue.declare", [406]), r"not \[406\]"),
+        (lambda broker: broker.fail_next(None, 406), "method must be a str, not None"),
+        (lambda broker: broker.fail_next("queue.declare", 406, 5), "text must be a str, not 5"),
+        (lambda broker: broker.advance(10**400), "seconds must be at most 3153600000, a hundred years"),
+        (lambda broker: broker.delay_confirms(10**400), "seconds must be at most"),
+        (lambda broker: broker.delay_confirms(1e300), "seconds must be at most .*, not 1e\\+300"),
+        (lambda broker: broker.set_consumer_timeout(10**400), "seconds must be at most"),
+        (lambda broker: broker.set_consumer_timeout(5, tick=10**400), "tick must be at most"),
+        (lambda broker: broker.add_vhost("v", users="guest"), r"users must be a tuple of strings, as \('guest',\)"),
+        (lambda broker: broker.add_vhost("v", users=5), "users must be a tuple"),
+        (lambda broker: broker.add_vhost("v", users=("guest", "typo")), "no user 'typo'"),
+        (lambda broker: broker.add_vhost(5), "name must be a str, not 5"),
+        (lambda broker: broker.add_vhost(""), "name must not be empty"),
+        (lambda broker: broker.add_vhost("é" * 128), "name must be 255 bytes at most, not 256"),
+        (lambda broker: broker.add_user("", "secret"), "name must not be empty"),
+        (lambda broker: broker.add_user("u" * 256, "secret"), "name must be 255 bytes at most"),
+        (lambda broker: broker.add_user("u\ud800", "secret"), "name must be text that UTF-8 can carry"),
+        (lambda broker: broker.add_user("u", ""), "password must not be empty"),
+        (lambda broker: broker.set_limits("guest", channels=-5), "channels must be -1 or more .*, not -5"),
+        (lambda broker: broker.cancel_consumers("nope"), r"no queue 'nope' in virtual host '/' \(there is none\)"),
+        (lambda broker: broker.close_connections(5), "reason must be a str, not 5"),
+        (lambda broker: broker.close_connections(code="x"), "not 'x'"),
+        (lambda broker: broker.close_connections(name=5), "name must be a str, not 5"),
+        (lambda broker: broker.close_channel("a"), "number must be an int, not 'a'"),
+        (lambda broker: broker.close_channel(0), "number must be from 1 to 65535, not 0"),
+        (lambda broker: broker.close_channel(1, code="x"), "not 'x'"),
+        (lambda broker: broker.close_channel(1, reason=None), "reason must be a str"),
+        (lambda broker: broker.drop_connections(5), "name must be a str, not 5"),
+        (lambda broker: broker.drop_connections(port="x"), "port must be an int, not 'x'"),
+        (lambda broker: broker.send_bytes("x"), "data must be bytes, not 'x'"),
+        (lambda broker: broker.send_bytes(5), "data must be bytes, not 5"),
+        (lambda broker: broker.on_bytes(5), "tap must be callable, not 5"),
+        (lambda broker: broker.on_bytes(lambda data: data), "called with the connection, the direction and the bytes"),
+        (lambda broker: broker.on_bytes(tap_in_a_loop), "must be no coroutine function"),
     ],
 )
 def test_wrong_names_and_numbers_are_refused_at_the_call(call: Callable[[Broker], object], text: str) -> None:
@@ -259,6 +308,8 @@ def test_wrong_names_and_numbers_are_refused_at_the_call(call: Callable[[Broker]
     with pytest.raises((ValueError, TypeError), match=text):
         call(broker)
     assert broker.users == ("guest",)
+    with pytest.raises(ValueError, match="no virtual host 'v'"):
+        broker.queues_of("v")
 
 
 def test_every_method_that_a_client_sends_can_be_refused() -> None:

@@ -18,13 +18,14 @@ import contextlib
 import dataclasses
 import threading
 from collections.abc import AsyncGenerator, Generator, Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from leveret.checks import check_count
 from leveret.testing.access import MECHANISMS, Permissions, User, given_permissions
-from leveret.testing.controls import PATIENCE, Controls, check_consumer_timeout, check_text
+from leveret.testing.controls import PATIENCE, Controls
 from leveret.testing.dialect import dialect
+from leveret.testing.given import check_any, check_consumer_timeout, check_names, check_users
 from leveret.testing.refusals import Refusal
 from leveret.testing.server import Limits, Server
 
@@ -37,8 +38,8 @@ class Broker(Controls):
     """A broker for tests and for trying out; nothing on disk, no cluster, 127.0.0.1 only.
 
     Use it as ``async with Broker() as broker`` in the running loop; with ``thread=True``, or as ``with Broker() as
-    broker``, it has a thread and a loop of its own. All its methods may be called from any thread; of starts and stops
-    at the same time, one waits for the other.
+    broker``, it has a thread and a loop of its own, after a restart too. All its methods may be called from any thread;
+    of starts and stops at the same time, one waits for the other.
 
     Args:
         port: where to listen; 0 chooses a free port, which later starts use again.
@@ -62,7 +63,8 @@ class Broker(Controls):
     Raises:
         TypeError: an argument of another type.
         ValueError: a version or a mechanism that there is not, permissions for a user that there is not, a number that
-            is out of range, EXTERNAL alone without an ``ssl_context``.
+            is out of range, EXTERNAL alone without an ``ssl_context``; no user, no password or no virtual host to log
+            in with.
     """
 
     def __init__(
@@ -86,10 +88,15 @@ class Broker(Controls):
         keep_published: int = 1000,
     ) -> None:
         self._dialect = dialect(version)
-        _check_names("vhosts", vhosts)
+        check_names("vhosts", vhosts)
+        check_any("vhosts", vhosts, "'/'")
         if mechanisms is not None:
-            _check_names("mechanisms", mechanisms)
-        _check_users(users)
+            check_names("mechanisms", mechanisms)
+            check_any("mechanisms", mechanisms, "'PLAIN'")
+        users = {"guest": "guest"} if users is None else users
+        check_users(users)
+        if not isinstance(thread, bool):
+            raise TypeError(f"thread must be True or False, not {thread!r}")
         _check_context(ssl_context, mechanisms or ())
         _check_numbers(
             port=port, tls_port=tls_port, heartbeat=heartbeat, channel_max=channel_max, keep_published=keep_published
@@ -110,7 +117,6 @@ class Broker(Controls):
         if max_message_size is None:
             max_message_size = self._dialect.max_message_size
         limits = Limits(frame_max, channel_max, heartbeat, max_message_size, consumer_timeout, consumer_timeout_tick)
-        users = {"guest": "guest"} if users is None else users
         super().__init__(Server(self._dialect, limits, users, tuple(vhosts), keep_published))
         for name, by_vhost in (permissions or {}).items():
             if name not in self._server.access.users:
@@ -188,7 +194,7 @@ class Broker(Controls):
         return "" if vhost == "/" else quote(vhost, safe="")
 
     async def start(self) -> Self:
-        """Begin to serve clients.
+        """Begin to serve clients; in a thread, if the broker was made for one, or began in one before.
 
         Returns:
             The broker.
@@ -212,6 +218,7 @@ class Broker(Controls):
         """
         with self._turn_of_thread():
             self._start_thread()
+            self._in_thread = True
         return self
 
     @contextlib.asynccontextmanager
@@ -343,24 +350,6 @@ async def _end_accepting() -> None:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
     await asyncio.sleep(0)
-
-
-def _check_names(name: str, value: object) -> None:
-    """Raise TypeError unless *value* is a collection of strings, and not one string."""
-    if not isinstance(value, tuple | list):
-        raise TypeError(f"{name} must be a tuple of strings, as ({value!r},), not {value!r}")
-    for each in cast("tuple[object, ...]", value):
-        check_text(f"each of {name}", each)
-
-
-def _check_users(users: object) -> None:
-    if users is None:
-        return
-    if not isinstance(users, Mapping):
-        raise TypeError(f"users must be a mapping of names to passwords, as {{'guest': 'guest'}}, not {users!r}")
-    for name, password in cast("Mapping[object, object]", users).items():
-        check_text("a user's name", name)
-        check_text(f"the password of user {name!r}", password)
 
 
 def _check_context(context: object, mechanisms: tuple[str, ...]) -> None:

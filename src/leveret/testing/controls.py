@@ -11,9 +11,23 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
-from leveret.checks import check_count, check_seconds
+from leveret.checks import check_count
 from leveret.testing.access import EVERYTHING, Permissions, User, given_permissions
+from leveret.testing.given import (
+    check_bytes,
+    check_consumer_timeout,
+    check_limit,
+    check_name,
+    check_names,
+    check_number,
+    check_password,
+    check_span,
+    check_tap,
+    check_text,
+    check_text_or_none,
+)
 from leveret.testing.refusals import Refusal, check_code
+from leveret.testing.taps import Tap
 from leveret.testing.vhost import VirtualHost
 from leveret.testing.views import (
     BindingView,
@@ -172,8 +186,11 @@ class Controls:
             How many.
 
         Raises:
+            TypeError, ValueError: *name* is no string, or *port* is no port.
             TimeoutError: called in another thread, and the broker's loop did not come to it.
         """
+        check_text_or_none("name", name)
+        check_number("port", port)
 
         def drop() -> int:
             chosen = self._sessions(name, port)
@@ -195,13 +212,17 @@ class Controls:
             How many.
 
         Raises:
+            TypeError: *reason* or *name* is no string.
             ValueError: that is no reply code.
         """
+        check_text("reason", reason)
+        check_code(code)
+        check_text_or_none("name", name)
 
         def close() -> int:
             found = self._sessions(name)
             for session in found:
-                session.close(Refusal(check_code(code), reason, class_id=0, method_id=0))
+                session.close(Refusal(code, reason, class_id=0, method_id=0))
             return len(found)
 
         return self._call(close)
@@ -226,8 +247,13 @@ class Controls:
             How many.
 
         Raises:
-            ValueError: that is no reply code.
+            TypeError: *reason* or *name* is no string, or *number* no int.
+            ValueError: that is no reply code, or no number of a channel.
         """
+        check_number("number", number)
+        check_code(code)
+        check_text("reason", reason)
+        check_text_or_none("name", name)
 
         def close() -> int:
             found = [
@@ -237,7 +263,7 @@ class Controls:
                 if number in (None, channel.number) and not channel.is_closing
             ]
             for channel in found:
-                channel.close(Refusal(check_code(code), reason), 0, 0)
+                channel.close(Refusal(code, reason), 0, 0)
             return len(found)
 
         return self._call(close)
@@ -249,14 +275,19 @@ class Controls:
             How many.
 
         Raises:
-            ValueError: there is no such virtual host.
-            KeyError: there is no such queue.
+            TypeError: *queue* is no string.
+            ValueError: there is no such virtual host, or no such queue.
         """
+        check_text("queue", queue)
 
         def cancel() -> int:
-            consumers = tuple(self._vhost(vhost).queues[queue].consumers)
+            queues = self._vhost(vhost).queues
+            if queue not in queues:
+                known = f"there are {', '.join(map(repr, queues))}" if queues else "there is none"
+                raise ValueError(f"there is no queue {queue!r} in virtual host {vhost!r} ({known})")
+            consumers = tuple(queues[queue].consumers)
             for consumer in consumers:
-                self._vhost(vhost).queues[queue].consumers.remove(consumer)
+                queues[queue].consumers.remove(consumer)
                 consumer.taker.cancel_consumer(consumer)
             return len(consumers)
 
@@ -296,8 +327,11 @@ class Controls:
             text: what to say, behind the name of the code; ``None`` says that it was a test.
 
         Raises:
+            TypeError: *method* or *text* is no string.
             ValueError: no method that a client sends, no reply code.
         """
+        check_text("method", method)
+        check_text_or_none("text", text)
         self._call(lambda: self._server.faults.add(method, code, text))
 
     def nack_next(self, count: int = 1) -> None:
@@ -310,17 +344,17 @@ class Controls:
         self._call(lambda: setattr(self._server.faults, "nacks", count))
 
     def delay_confirms(self, seconds: float) -> None:
-        """Have every confirm wait; 0 ends it, for later publishes.
+        """Have every confirm of later publishes wait; 0 ends it, and sends those that wait now.
 
         Args:
             seconds: how long.
 
         Raises:
             TypeError: that is no number.
-            ValueError: it is negative, NaN or infinite.
+            ValueError: it is negative, NaN, or more than a hundred years.
         """
-        check_seconds("seconds", seconds)
-        self._call(lambda: setattr(self._server.faults, "confirm_delay", seconds))
+        check_span("seconds", seconds)
+        self._call(lambda: self._server.faults.set_delay(seconds))
 
     def advance(self, seconds: float) -> None:
         """Move the broker's clock: TTL, ``x-expires``, ack timeouts, delayed confirms that are due then happen now.
@@ -341,7 +375,7 @@ class Controls:
 
         Raises:
             TypeError: that is no number.
-            ValueError: it is negative, NaN or infinite, or the tick is 0.
+            ValueError: it is negative, NaN, or more than a hundred years, or the tick is 0.
         """
         check_consumer_timeout("seconds", seconds, "tick", tick)
         self._call(lambda: self._server.set_consumer_timeout(seconds, tick))
@@ -351,31 +385,33 @@ class Controls:
 
         Args:
             tap: called with the connection (``None`` before it is open), ``"in"`` or ``"out"``, and the bytes, in the
-                broker's thread; what it returns takes their place, ``None`` leaves them. ``None`` ends it.
+                broker's thread; what it returns takes their place, ``None`` leaves them. Where it raises or returns
+                something else, they are left as well, and an error is logged, once. ``None`` ends it.
 
         Raises:
+            TypeError: *tap* cannot be called with these three, or is a coroutine function.
             TimeoutError: called in another thread, and the broker's loop did not come to it.
         """
-        if tap is None:
-            self._call(lambda: setattr(self._server, "tap", None))
-            return
-
-        def adapted(session: Session, direction: str, data: bytes) -> bytes | None:
-            return tap(ConnectionView.of(session) if session.stage == "running" else None, direction, data)
-
-        self._call(lambda: setattr(self._server, "tap", adapted))
+        if tap is not None:
+            check_tap(tap)
+        given = None if tap is None else Tap(tap)
+        self._call(lambda: setattr(self._server, "tap", given))
 
     def send_bytes(self, data: bytes, *, name: str | None = None) -> int:
         """Send raw bytes to clients, behind what is on its way to them; how many got them.
 
         Raises:
+            TypeError: *data* is not bytes, or *name* no string.
             TimeoutError: called in another thread, and the broker's loop did not come to it.
         """
+        check_bytes("data", data)
+        check_text_or_none("name", name)
+        raw = bytes(data)
 
         def send() -> int:
             found = self._sessions(name)
             for session in found:
-                session.send(data)
+                session.send(raw)
             return len(found)
 
         return self._call(send)
@@ -419,11 +455,11 @@ class Controls:
 
         Raises:
             TypeError: name, password or a pattern is no string.
-            ValueError: there is no such virtual host, or that is no regular expression.
+            ValueError: there is no such virtual host, or that is no regular expression; a name that is empty or longer
+                than 255 bytes, an empty password.
         """
-
-        check_text("name", name)
-        check_text("password", password)
+        check_name("name", name)
+        check_password("password", password)
         given = None if permissions is None else given_permissions(name, permissions)
 
         def add() -> None:
@@ -473,7 +509,7 @@ class Controls:
         self._call(change)
 
     def set_limits(self, user: str, *, channels: int | None = None, connections: int | None = None) -> None:
-        """Say how many channels and connections *user* may have; ``None``, or less than 0, is any number.
+        """Say how many channels and connections *user* may have; ``None``, or -1, is any number.
 
         Args:
             user: the user's name.
@@ -481,16 +517,15 @@ class Controls:
             connections: how many of these.
 
         Raises:
-            ValueError: there is no such user.
+            ValueError: there is no such user, or a limit is less than -1.
             TypeError: a limit is no whole number.
         """
-        for what, limit in (("channels", channels), ("connections", connections)):
-            if limit is not None:
-                check_count(what, max(limit, 0) if isinstance(limit, int) else limit, 0)
+        check_limit("channels", channels)
+        check_limit("connections", connections)
 
         def change() -> None:
-            self._user(user).max_channels = None if channels is None or channels < 0 else channels
-            self._user(user).max_connections = None if connections is None or connections < 0 else connections
+            self._user(user).max_channels = None if channels == -1 else channels
+            self._user(user).max_connections = None if connections == -1 else connections
 
         self._call(change)
 
@@ -508,14 +543,19 @@ class Controls:
             users: who may do everything there; ``None`` is all users that there are.
 
         Raises:
-            ValueError: there is no such user.
+            TypeError: *name* is no string, or *users* no tuple of them.
+            ValueError: there is no such user; a name that is empty or longer than 255 bytes.
         """
+        check_name("name", name)
+        if users is not None:
+            check_names("users", users)
 
         def add() -> None:
+            welcome = [self._user(each) for each in (self._server.access.users if users is None else users)]
             if name not in self._server.vhosts:
                 self._server.vhosts[name] = VirtualHost(name, self._server.clock, self._server.dialect)
-            for user in self._server.access.users if users is None else users:
-                self._user(user).permissions[name] = EVERYTHING
+            for user in welcome:
+                user.permissions[name] = EVERYTHING
 
         self._call(add)
 
@@ -537,16 +577,3 @@ class Controls:
                 user.permissions.pop(name, None)
 
         self._call(delete)
-
-
-def check_text(name: str, value: object) -> None:
-    """Raise TypeError unless *value*, the argument *name*, is a string."""
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be a str, not {value!r}")
-
-
-def check_consumer_timeout(name: str, seconds: object, tick_name: str, tick: object) -> None:
-    """Raise unless both are seconds; None is for ever, and a tick of 0 would leave no time for anything else."""
-    if seconds is not None:
-        check_seconds(name, seconds, hint=", or None for ever")
-    check_seconds(tick_name, tick, zero=False)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from typing import Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
 from leveret.testing.refusals import Refusal, check_code
+
+if TYPE_CHECKING:
+    from leveret.testing.clock import Clock, Timer
 
 METHODS: Final = frozenset(
     (
@@ -39,6 +44,8 @@ class Faults:
 
     def __init__(self) -> None:
         self._refusals: dict[str, deque[Refusal]] = {}
+        self._delayed: dict[int, Timer] = {}
+        self._numbers = itertools.count()
         self.nacks = 0
         self.confirm_delay = 0.0
 
@@ -78,8 +85,28 @@ class Faults:
         self.nacks -= 1
         return True
 
+    def delay(self, clock: Clock, confirm: Callable[[], object]) -> None:
+        """Have *confirm* called after the delay, or when it is ended."""
+        number = next(self._numbers)
+
+        def late() -> None:
+            del self._delayed[number]
+            confirm()
+
+        self._delayed[number] = clock.call_later(self.confirm_delay, late)
+
+    def set_delay(self, seconds: float) -> None:
+        """Have later confirms wait for *seconds*; 0 lets go of those that wait now, the oldest first."""
+        self.confirm_delay = seconds
+        if not seconds:
+            for timer in tuple(self._delayed.values()):
+                timer.fire()
+
     def clear(self) -> None:
-        """Let nothing go wrong any more."""
+        """Let nothing go wrong any more; confirms that wait are forgotten, as are those who wait for them."""
         self._refusals.clear()
         self.nacks = 0
         self.confirm_delay = 0.0
+        for timer in self._delayed.values():
+            timer.cancel()
+        self._delayed.clear()

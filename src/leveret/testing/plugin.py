@@ -222,8 +222,10 @@ class Watch:
 
     def _end_faults(self) -> None:
         """Answer again, whatever the test did: clients want to close their connections."""
+        self.broker.on_bytes(None)
         self.broker.resume()
         self.broker.unblock()
+        self.broker.delay_confirms(0)
 
     def _count_unacked(self) -> dict[str, int]:
         unacked: dict[str, int] = {}

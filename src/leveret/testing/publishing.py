@@ -213,7 +213,7 @@ class Publisher:
                 taken = False
             if faults.confirm_delay:
                 tag = self._published
-                self._server.clock.call_later(faults.confirm_delay, lambda: self._confirm(tag, taken))
+                faults.delay(self._server.clock, lambda: self._confirm(tag, taken))
             else:
                 self._confirm(self._published, taken)
         return taken

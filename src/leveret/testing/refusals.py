@@ -38,8 +38,8 @@ def check_code(code: int) -> int:
     Raises:
         ValueError: it is not.
     """
-    if code not in NAMES:
-        raise ValueError(f"code must be an AMQP reply code ({', '.join(map(str, NAMES))}), not {code}")
+    if not isinstance(code, int) or code not in NAMES:
+        raise ValueError(f"code must be an AMQP reply code ({', '.join(map(str, NAMES))}), not {code!r}")
     return code
 
 

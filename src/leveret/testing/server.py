@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from leveret.testing.access import User, given_users
@@ -25,15 +25,13 @@ if TYPE_CHECKING:
     import ssl
 
     from leveret.testing.channel import Channel
+    from leveret.testing.taps import Tap
 
 _REMEMBERED = 16 << 20
 """Bytes of bodies that `Recent` keeps."""
 _FRAME_MAX = 131_072
 _HANDSHAKE_TIMEOUT = 10.0
 """Seconds for the TLS handshake."""
-
-Tap = Callable[[Session, Literal["in", "out"], bytes], "bytes | None"]
-"""Sees all bytes of a connection, and may give others in their place."""
 
 
 class Limits(NamedTuple):
@@ -293,8 +291,7 @@ class Server:
     def tapped(self, session: Session, direction: Literal["in", "out"], data: bytes) -> bytes:
         """*data*, or what the tap makes of it."""
         assert self.tap is not None
-        changed = self.tap(session, direction, data)
-        return data if changed is None else changed
+        return self.tap(session, direction, data)
 
     def connections_of(self, user: User) -> int:
         """How many connections *user* has."""
