@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import datetime
 import io
 import json
@@ -11,13 +12,19 @@ import logging
 import math
 import os
 import random
+import re
+import signal
+import socket
 import struct
 import subprocess
 import sys
+import threading
+import time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pamqp.commands import Basic
 
 import leveret
 from leveret import exceptions
@@ -174,6 +181,7 @@ def test_a_wrong_variable_is_told_without_its_password(
         main(["check"])
     assert "scheme is 'http'" in (said := capsys.readouterr().err)
     assert "SECRET" not in said
+    assert said.startswith("error: the variable AMQP_URL: ")
 
 
 @pytest.mark.parametrize(
@@ -201,6 +209,10 @@ def test_a_wrong_variable_is_told_without_its_password(
         ("bench --producers 0", "needs a --queue"),
         ("bench --ack-batch 10 --prefetch 5", "more than --prefetch"),
         ("bench --queue-type stream --ack-batch 0", "have to acknowledge"),
+        ("consume --queue q --delimiter x", "--delimiter goes with --format raw"),
+        ("broker --version foo", "version must be one of 3.10, 4.0"),
+        ("publish --queue q --expiration 1e30 x", "expiration must not be over"),
+        (f"publish --queue q -H a={2**64} x", "64 bits"),
         ("", "required: COMMAND"),
         ("nonsense", "invalid choice: 'nonsense'"),
     ],
@@ -382,6 +394,14 @@ def test_an_error_is_a_sentence_with_a_fix() -> None:
     assert sentence(TimeoutError()) == "it took too long."
     assert sentence(RuntimeError()) == "RuntimeError."
     assert sentence(CommandFailed("It is so.", "Do that.")) == "It is so. Do that."
+    mute = exceptions.AMQPConnectionError("h:1 closed the connection before it said a word: is that an AMQP port?")
+    assert fix_for(mute) == "Correct the port or the scheme in --url."
+
+
+def test_a_nack_is_no_broker_that_is_missing() -> None:
+    error = exceptions.MessageNacked(Basic.Nack(1))
+    assert "queue full (`x-max-length` with `reject-publish`)" in sentence(error)
+    assert "leveret broker" not in sentence(error)
 
 
 def test_an_error_shows_no_password_and_no_control_characters() -> None:
@@ -656,9 +676,9 @@ def test_a_full_standard_output_is_one_sentence() -> None:
 
 def test_an_expiration_that_no_broker_takes_is_told_before_connecting() -> None:
     done = run("publish", "--queue", "a", "--expiration", "1e12", "x", AMQP_URL="amqp://localhost:1/")
-    assert done.returncode == 1
-    assert done.stderr == (
-        "error: expiration must not be over 315,360,000 seconds, which is RabbitMQ's limit: 1000000000000.0.\n"
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: expiration must not be over 315,360,000 seconds, which is RabbitMQ's limit: 1000000000000.0\n"
     )
 
 
@@ -673,3 +693,153 @@ def test_debug_shows_the_traceback_of_what_is_logged(debug: bool, capsys: pytest
     assert "it failed" in shown
     assert ("Traceback" in shown) is debug
     assert "secret" not in shown
+
+
+# ------------------------------------------------------------------------------- brokers that refuse, block or hang
+
+LIMIT = 40
+PLENTY = 8.0
+"""Seconds, on a busy machine; what is waited for without a second signal takes ten."""
+
+
+async def started(url: str, command: str) -> asyncio.subprocess.Process:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "AMQP_URL": url}
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
+    try:
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-X", "dev", "-W", "error", "-m", "leveret", *command.split(),
+            env=env, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+def interrupt(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:  # Popen.send_signal() would take the exit code away from asyncio
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGINT)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(LIMIT):
+        while not condition():  # noqa: ASYNC110  # a broker's views tell nobody
+            await asyncio.sleep(0.01)
+
+
+async def ended(process: asyncio.subprocess.Process) -> tuple[int | None, str, str]:
+    async with asyncio.timeout(LIMIT):
+        out, err = await process.communicate()
+    lines = [line for line in err.decode().splitlines() if "Executing <" not in line]
+    return process.returncode, out.decode(), "".join(f"{line}\n" for line in lines)
+
+
+COMMANDS_THAT_LAST = ("publish --queue zz", "consume --queue zz", "bench --queue zz --time 60 --rate 100", "demo --url")
+
+
+@pytest.mark.parametrize("fault", ["pause", "block"])
+@pytest.mark.parametrize("command", COMMANDS_THAT_LAST)
+def test_a_second_signal_ends_at_once_what_waits_for_the_broker(command: str, fault: str) -> None:
+    async def scenario() -> None:
+        async with Broker() as broker:
+            async with await leveret.connect(broker.url) as connection, connection.channel() as channel:
+                await channel.declare_queue("zz", durable=True)
+            args = f"{command} {broker.url}" if command.startswith("demo") else command
+            process = await started(broker.url, args)
+            assert process.stdin is not None
+            assert process.stderr is not None
+            if command.startswith("publish"):
+                process.stdin.write(b"one\n")
+            await until(lambda: broker.consumers if command.startswith("consume") else broker.published)
+            if fault == "pause":
+                broker.pause()
+            else:
+                broker.block("memory")
+            process.stdin.write(b"two\n")
+            told = b""
+            interrupt(process)
+            async with asyncio.timeout(LIMIT):
+                while b"Ctrl-C again" not in told and (line := await process.stderr.readline()):
+                    told += line
+            begun = asyncio.get_running_loop().time()
+            interrupt(process)
+            await asyncio.sleep(0.05)
+            interrupt(process)  # it changes nothing
+            code, out, err = await ended(process)
+            assert asyncio.get_running_loop().time() - begun < PLENTY
+            assert code in {130, -signal.SIGINT}, "the third one may come in the last moments of Python"
+            err = told.decode() + err
+            for word in ("Traceback", "nobody awaited", "Task was destroyed", "Event loop is closed"):
+                assert word not in err
+            first = {"publish": "published ", "bench": "sent ", "consume": "", "demo": "connected "}[command.split()[0]]
+            assert out.startswith(first)
+            assert ("consumed 0 messages" in err) == command.startswith("consume")
+            if fault == "pause":
+                assert re.search("waiting for .*, 10 s at most; Ctrl-C again stops at once", err)
+
+    asyncio.run(scenario())
+
+
+def test_a_bench_of_a_broker_that_hangs_ends_soon_after_its_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its connections aborted, and told what had no confirm."""
+    monkeypatch.setattr(load, "DRAIN", 0.5)
+    monkeypatch.setattr(load, "_CLOSING", 0.5)
+    with Broker() as broker:
+        threading.Timer(1.0, broker.pause).start()
+        begun = time.monotonic()
+        assert main(f"bench --url {broker.url} --time 1.5 --rate 200".split()) == 1
+        assert time.monotonic() - begun < PLENTY
+    said = capsys.readouterr()
+    assert re.search(r"sent .* failed", said.out)
+    assert re.search(r"\d+ messages have no confirm 0.5 s after the end", said.err)
+    assert "nobody awaited" not in said.err
+
+
+def test_a_bench_that_only_consumes_waits_for_its_time(capsys: pytest.CaptureFixture[str]) -> None:
+    async def scenario(url: str) -> None:
+        async with await leveret.connect(url) as connection, connection.channel() as channel:
+            await until(lambda: broker.consumers)
+            await asyncio.sleep(0.3)
+            await channel.default_exchange.publish(leveret.Message(b"late"), "zz")
+
+    with Broker() as broker:
+        late = threading.Thread(target=lambda: asyncio.run(scenario(broker.url)))
+        late.start()
+        assert main(f"bench --url {broker.url} --time 2 --producers 0 --queue zz".split()) == 0
+        late.join()
+    assert "received             1" in capsys.readouterr().out
+
+
+def test_publish_and_check_ask_whether_the_queue_is_full(capsys: pytest.CaptureFixture[str]) -> None:
+    with Broker() as broker:
+        for command in ("publish --queue zz --declare x", "check"):
+            broker.nack_next(1)
+            assert main([*command.split()[:1], "--url", broker.url, *command.split()[1:]]) == 1
+            said = capsys.readouterr()
+            assert "Is the queue full (`x-max-length` with `reject-publish`)?" in said.out + said.err
+            assert "starts one" not in said.out + said.err
+
+
+@pytest.mark.parametrize(("alarm", "fix"), [("disk", "Free disk space"), ("memory", "Free memory")])
+def test_check_names_what_a_blocked_broker_is_short_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], alarm: str, fix: str
+) -> None:
+    monkeypatch.setattr("leveret.cli.check._TIMEOUT", 0.5)
+    with Broker() as broker:
+        broker.block(alarm)
+        assert main(["check", "--url", broker.url]) == 1
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"   fix  {fix}")
+
+
+def test_check_of_a_port_that_is_no_broker_names_the_port(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            for _ in range(2):
+                connection, _ = server.accept()
+                connection.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        assert main(["check", "--url", f"amqp://127.0.0.1:{server.getsockname()[1]}/"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "   fix  Correct the port or the scheme in --url."

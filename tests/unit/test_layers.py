@@ -292,21 +292,22 @@ MAP |= {
     "cli.terminal": {"cli.options"},
     "cli.pipes": {"cli.terminal"},
     "cli.printing": {"cli.formats", "cli.pipes"},
-    "cli.session": set(),
+    "cli.ending": {"cli.terminal"},
+    "cli.session": {"cli.ending"},
     "cli.relay": {"url"},
-    "cli.load": {"cli.explain", "cli.measure", "cli.options", "cli.session", "cli.terminal"},
+    "cli.load": {"cli.ending", "cli.explain", "cli.measure", "cli.options", "cli.session", "cli.terminal"},
 }
 for command, needs in {
-    "publish": {"cli.measure", "cli.pipes", "cli.session"},
+    "publish": {"cli.ending", "cli.measure", "cli.pipes", "cli.session", "wire.codec"},
     "consume": {"cli.formats", "cli.pipes", "cli.printing", "cli.session"},
-    "check": {"cli.measure", "url"},
+    "check": {"cli.ending", "cli.measure", "url"},
     "bench": {"cli.load", "cli.measure"},
     "broker": {"testing"},
-    "demo": {"testing", "cli.relay", "url"},
+    "demo": {"testing", "cli.ending", "cli.relay", "url"},
 }.items():
     MAP[f"cli.{command}"] = {"cli.explain", "cli.options", "cli.terminal", *needs}
 MAP["cli.main"] = {f"cli.{each}" for each in ("publish", "consume", "check", "bench", "broker", "demo")}
-MAP["cli.main"] |= {"_version", "cli.explain", "cli.options", "cli.pipes", "cli.terminal"}
+MAP["cli.main"] |= {"_version", "cli.ending", "cli.explain", "cli.options", "cli.pipes", "cli.terminal"}
 
 # `_leveret_pytest`, which pytest loads, stands beside the package: importing anything in that imports the client.
 MAP["testing.plugin"] = {"robust", "testing.broker"}
@@ -373,7 +374,7 @@ ASYNCIO |= {
     "wire.replies",
 }  # replies: for the type Future only, see below
 ASYNCIO |= {f"cli.{name}" for name in ("main", "publish", "consume", "check", "broker", "demo")}
-ASYNCIO |= {f"cli.{name}" for name in ("load", "pipes", "printing", "relay")}
+ASYNCIO |= {f"cli.{name}" for name in ("ending", "load", "pipes", "printing", "relay")}
 ASYNCIO |= {"pool", "patterns.calls", "patterns.serving", "patterns.rpc", "patterns.master"}
 ASYNCIO |= {"testing.session", "testing.server", "testing.broker", "testing.controls"}
 ASYNCIO |= {"testing.plugin"}
@@ -489,6 +490,7 @@ LINES = {
     "cli.pipes": 140,
     "cli.printing": 110,
     "cli.session": 60,
+    "cli.ending": 140,
     "cli.relay": 100,
     "cli.publish": 250,
     "cli.consume": 200,

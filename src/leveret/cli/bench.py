@@ -38,7 +38,8 @@ _EPILOG = epilog(
     notes="""
 Each producer and each consumer has a connection of its own. Without --queue, a queue is made and deleted again.
 latency: from before a message is written to when its consumer has it. Between machines it is as right as their clocks.
-After --time, consumers get 10 seconds more for what they are behind with; what is left then is told, and is no error.
+After --time, confirms and consumers get 10 seconds more for what they are behind with; what is left in the queue then
+is told, and is no error. With --producers 0, it waits for messages all of the --time.
 confirm latency: from the same moment to the broker's confirm.
 It measures this client, in one process, as much as the broker: look at the CPU of both.
 exit code: 0; 1 on errors, and if a message was returned, refused, or confirmed and not received.""",

@@ -7,7 +7,7 @@ import asyncio
 import errno
 
 from leveret.cli.explain import CommandFailed
-from leveret.cli.options import Subcommands, add_command, epilog, whole
+from leveret.cli.options import Parser, Subcommands, add_command, epilog, whole
 from leveret.cli.terminal import tell
 
 _EPILOG = epilog(
@@ -36,7 +36,12 @@ async def run(args: argparse.Namespace) -> int:
     from leveret.testing import Broker  # not for the other commands
 
     try:
-        async with Broker(port=args.port, version=args.version) as broker:
+        serving = Broker(port=args.port, version=args.version)
+    except ValueError as error:
+        parser: Parser = args.parser
+        parser.error(f"argument --version: {error}")
+    try:
+        async with serving as broker:
             tell(f"listening at {broker.url}")
             tell("for trying out and tests: it keeps nothing on disk. Ctrl-C ends it.")
             await asyncio.get_running_loop().create_future()

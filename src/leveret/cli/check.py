@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import leveret
+from leveret.cli.ending import ending
 from leveret.cli.explain import BROKER, CommandFailed, fix_for, is_refused, what_happened
 from leveret.cli.measure import milliseconds
 from leveret.cli.options import FAILED, Subcommands, add_command, add_url, epilog
@@ -59,6 +60,7 @@ class _Check:
         self._loop = asyncio.get_running_loop()
         self._detail = ""
         self._stages = 0
+        self._connection: leveret.Connection | None = None
 
     async def run(self) -> bool:
         """Whether all is well."""
@@ -86,11 +88,16 @@ class _Check:
                 name = f"open vhost {self._parameters.virtualhost}"
             self._tell("FAIL", name, self._loop.time() - begun)
             tell(f"        {what_happened(error)}")
-            tell(f"   fix  {fix_for(error) or fix}")
+            tell(f"   fix  {_fix_for_blocked(self._blocked) or fix_for(error) or fix}")
             raise _StageFailed from error
         self._tell("ok", name, self._loop.time() - begun)
         self._stages += 1
         return result
+
+    @property
+    def _blocked(self) -> str | None:
+        """Why the broker takes no messages."""
+        return self._connection.blocked if self._connection is not None else None
 
     def _tell(self, state: str, name: str, duration: float) -> None:
         tell(f"  {state:<4}  {printable(name):<44} {milliseconds(duration):>9}  {self._detail}".rstrip())
@@ -163,6 +170,7 @@ class _Check:
         )
         again = "Look into the broker's log: it closed or blocked what should work."
         connection = await self._stage(login, self._log_in, "Correct user, password and vhost in --url.")
+        self._connection = connection
         async with connection:
             channel = await self._stage("open a channel", lambda: connection.channel().__aenter__(), again)
             queue = await self._stage(
@@ -195,9 +203,18 @@ class _Check:
 
     async def _log_in(self) -> leveret.Connection:
         connection = await leveret.connect(self._url, client_properties={"connection_name": "leveret check"})
+        ending().add(connection)
         said = connection.server_properties
         self._detail = printable(f"{said.get('product', 'an AMQP broker')} {said.get('version', '')}".strip())
         return connection
+
+
+def _fix_for_blocked(reason: str | None) -> str:
+    """What to do about an alarm of the broker: *reason* is its own, such as ``low on disk``."""
+    if reason is None:
+        return ""
+    free = [what for what, word in (("disk space", "disk"), ("memory", "memory")) if word in reason]
+    return f"Free {' and '.join(free) or 'what it is short of'} there: `rabbitmq-diagnostics alarms` tells which node."
 
 
 async def _permitted(work: Awaitable[T], fix: str) -> T:

@@ -90,7 +90,7 @@ def add(commands: Subcommands) -> None:
     add_url(parser)
     how = parser.add_argument_group("how")
     how.add_argument("--format", choices=("pretty", "json", "raw"), default="pretty", help="pretty by default")
-    how.add_argument("--delimiter", type=delimiter, default=b"\n", help=r"behind each raw body; \n by default, \0, ''")
+    how.add_argument("--delimiter", type=delimiter, help=r"behind each raw body; \n by default, \0, ''")
     how.add_argument("--count", metavar="N", type=whole(1), help="end after N messages")
     how.add_argument("--timeout", metavar="SECONDS", type=seconds, help="end when nothing came for so long")
     mode = how.add_mutually_exclusive_group()
@@ -116,6 +116,10 @@ async def run(args: argparse.Namespace) -> int:
         args.parser.error("--peek goes with --queue: a temporary queue is empty")
     if args.peek and (args.timeout or args.argument or args.prefetch):
         args.parser.error("--peek fetches what is there: it takes no --timeout, --prefetch and --argument")
+    if args.delimiter is not None and args.format != "raw":
+        args.parser.error("--delimiter goes with --format raw")
+    if args.delimiter is None:
+        args.delimiter = b"\n"
     async with await session.connect(args.url, "consume") as connection:
         channel = await connection.channel()
         queue = await _queue(args, channel)
@@ -213,11 +217,15 @@ async def _consume(args: argparse.Namespace, queue: leveret.Queue, printing: Pri
                     again += not await _acknowledge(unacked.popleft())
                     acked += 1
     finally:
-        for message in unacked:
-            again += not await _acknowledge(message)
-        say(f"consumed {counted(printing.count, 'message')} from queue {name_of(queue.name)}{why}")
-        if again:
-            say(f"{again:,} of them will come again: the link was lost before they were acknowledged")
+        try:
+            while unacked:
+                again += not await _acknowledge(unacked[0])
+                unacked.popleft()
+        finally:
+            again += len(unacked)
+            say(f"consumed {counted(printing.count, 'message')} from queue {name_of(queue.name)}{why}")
+            if again:
+                say(f"{again:,} of them will come again: the link was lost before they were acknowledged")
     return 0 if args.count is None or printing.count == args.count else FAILED
 
 

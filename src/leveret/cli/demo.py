@@ -11,6 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import leveret
+from leveret.cli.ending import ending
 from leveret.cli.explain import CommandFailed
 from leveret.cli.options import FAILED, Subcommands, add_command, epilog, url
 from leveret.cli.relay import Relay
@@ -62,10 +63,12 @@ async def run(args: argparse.Namespace) -> int:
         else:
             # Without the relay first, which would have to tell why there is no broker behind it.
             async with await leveret.connect(target := make_urls(args.url)[0]) as direct:
+                ending().add(direct)
                 where = " ".join(str(direct.server_properties.get(key, "")) for key in ("product", "version"))
             broker = await stack.enter_async_context(Relay(target))
         # The connection is to end before the broker, and before the relay.
         connection = await stack.enter_async_context(await leveret.connect_robust(broker.url))
+        ending().add(connection)
         return await _Demo(connection, broker).play(where)
 
 

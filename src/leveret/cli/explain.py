@@ -39,6 +39,7 @@ _FIXES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = 
     (e.ChannelLockedResource, "It is exclusive to another connection: choose another queue."),
     (e.ConnectionBlocked, "The broker is short of memory or disk: consume, or give it more."),
     (e.PublishOutcomeUnknown, "The broker may have it, or not: look, before you publish it again."),
+    (e.MessageNacked, "Is the queue full (`x-max-length` with `reject-publish`)? Else look into the broker's log."),
     (e.ConsumerCancelled, "Was its queue deleted?"),
 )
 
@@ -72,6 +73,8 @@ def fix_for(error: BaseException) -> str:
         return error.fix
     if isinstance(error, e.ChannelNotFoundEntity) and "no exchange" in error.reply_text:
         return "Is the name right? Exchanges are declared by the programs that use them."
+    if isinstance(error, e.AMQPConnectionError) and "is that an AMQP port?" in str(error):
+        return "Correct the port or the scheme in --url."
     if isinstance(error, e.ChannelPreconditionFailed):
         return next((fix for words, fix in _PRECONDITIONS if words in error.reply_text), "")
     fix = next((fix for kind, fix in _FIXES if isinstance(error, kind)), "")
@@ -94,4 +97,4 @@ def is_refused(error: BaseException) -> bool:
         if isinstance(seen, ConnectionRefusedError):
             return True
         seen = seen.__cause__
-    return "Connect call failed" in str(error) or "refused" in str(error)
+    return "Connect call failed" in str(error) or "onnection refused" in str(error)

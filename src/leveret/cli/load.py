@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import leveret
 from leveret.cli import session
+from leveret.cli.ending import ending
 from leveret.cli.explain import sentence
 from leveret.cli.measure import Latencies, Pace, per_second
 from leveret.cli.options import name_of
@@ -31,7 +32,9 @@ _EXPIRES = 10 * 60 * 1000
 _SILENCE = 2.0
 """Seconds that consumers wait for what is missing at the end."""
 DRAIN = 10.0
-"""Seconds that consumers get at the end of ``--time`` for what they are behind with."""
+"""Seconds for the confirms at the end and, with ``--time``, for what consumers are behind with."""
+_CLOSING = 2.0
+"""Seconds to delete the queue and to close, after that."""
 _WINDOW_BYTES = 16 * 1024 * 1024
 """Bytes of bodies that a producer has on their way, at most."""
 _BURST = 100
@@ -114,6 +117,8 @@ class Load:
             for _ in range(args.consumers):
                 await self._consume(await (await connect("consumer")).channel())
             self._begun = self._loop.time()
+            if args.time is not None:
+                ending().limit(args.time + DRAIN + _CLOSING)
             ticking = asyncio.ensure_future(self._tick())
             try:
                 await self._measure(producers)
@@ -137,7 +142,7 @@ class Load:
                 for connection in producers:
                     tasks.create_task(self._produce(connection))
                 if not producers:
-                    await self._all_received(self._args.count)
+                    await self._all_received(self._args.count or math.inf)
         except TimeoutError:
             pass
         finally:
@@ -149,12 +154,16 @@ class Load:
     async def _drain(self) -> None:
         """Wait for what was sent and not received; with a ``--time``, not for as long as it takes."""
         try:
-            async with asyncio.timeout(None if self._args.time is None else DRAIN):
+            async with asyncio.timeout_at(None if self._args.time is None else self._end_by()):
                 await self._all_received(None)
         except TimeoutError:
             self.figures.left = self._expected() - self.figures.received
 
-    async def _all_received(self, count: int | None) -> None:
+    def _end_by(self) -> float:
+        """The event loop time up to which confirms, and with a ``--time`` messages, are waited for."""
+        return DRAIN + (self._loop.time() if self._args.time is None else self._begun + self._args.time)
+
+    async def _all_received(self, count: float | None) -> None:
         """Wait for *count* messages; None for all that were sent, while some come."""
         while self.figures.received < (self._expected() if count is None else count):
             self._received.clear()
@@ -177,14 +186,17 @@ class Load:
         pending: Pending = deque()
         more, room = asyncio.Event(), asyncio.Event()
         settling = asyncio.ensure_future(self._settle(pending, more, room))
+        ending().waits_for = "confirms, and the broker to close the connections"
         try:
             await self._publish(channel.default_exchange, pending, more, room)
         finally:
             # What is on its way still gets its confirm, or Ctrl-C would make failures of them.
             pending.append((0, None))
             more.set()
-            await asyncio.wait([settling], timeout=_SILENCE * 5)
-            settling.cancel()
+            await asyncio.wait([settling], timeout=self._end_by() - self._loop.time())
+            if not settling.done():
+                say(f"{len(pending) - 1:,} messages have no confirm {DRAIN:g} s after the end")
+                await connection.close(timeout=0)  # now they have failed
             await asyncio.wait([settling])
 
     async def _publish(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import os
 import signal
 import sys
@@ -15,13 +14,15 @@ from typing import TextIO, cast
 
 from leveret._version import __version__
 from leveret.cli import bench, broker, check, consume, demo, publish
+from leveret.cli.ending import Ending
 from leveret.cli.explain import CommandFailed, sentence
 from leveret.cli.options import FAILED, Parser, epilog, hide_passwords
 from leveret.cli.pipes import OutputClosed
 from leveret.cli.terminal import LogToStderr, discard, output_failed, say
 from leveret.exceptions import AMQPError
 
-_INTERRUPTED, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+_BY_SIGNAL = 128
+"""Exit codes of commands that a signal ended begin here, as in a shell."""
 _EXPECTED = (AMQPError, OSError, ValueError, CommandFailed)
 
 _EPILOG = epilog(
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("error: standard output is closed. >/dev/null throws away what is written to it.")
         return FAILED
     try:
-        return _main(make_parser().parse_args(argv))
+        code = _main(make_parser().parse_args(argv))
     except SystemExit:
         error = discard(sys.stdout)  # a help text
         if error is not None and not isinstance(error, BrokenPipeError):
@@ -76,15 +77,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         discard(sys.stdout)
         discard(sys.stderr)
+    if code > _BY_SIGNAL:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Python ends: one more would make another exit code
+    return code
 
 
 def _main(args: argparse.Namespace) -> int:
-    with LogToStderr(debug=args.debug), warnings.catch_warnings():
+    with Ending() as ending, LogToStderr(debug=args.debug), warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            return asyncio.run(_run(args))
-        except KeyboardInterrupt:
-            return _INTERRUPTED
+            return asyncio.run(_run(args, ending))
+        except asyncio.CancelledError:
+            if ending.signal is not None:
+                return _BY_SIGNAL + ending.signal
+            say("error: the broker did not answer any more, so the connections were cut off.")
+            return FAILED
         except (OutputClosed, BrokenPipeError):
             return 0  # whoever read our output has enough
         except Exception as error:
@@ -102,28 +109,11 @@ def _first(error: Exception) -> Exception:
     return error
 
 
-async def _run(args: argparse.Namespace) -> int:
-    """Run the command; SIGTERM ends it as Ctrl-C does."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    terminated = False
-
-    def on_terminate() -> None:
-        nonlocal terminated
-        terminated = True
-        if task is not None:
-            task.cancel()
-
-    with contextlib.suppress(NotImplementedError):  # on Windows
-        loop.add_signal_handler(signal.SIGTERM, on_terminate)
+async def _run(args: argparse.Namespace, ending: Ending) -> int:
     try:
-        code: int = await args.run(args)
+        return await ending.run(lambda: args.run(args))
     except ExceptionGroup as group:  # of a TaskGroup: what ended it
         raise _first(group) from group
-    except asyncio.CancelledError:
-        if terminated:
-            return _TERMINATED
-        raise
-    return code
 
 
 def _show_warning(

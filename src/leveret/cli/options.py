@@ -25,6 +25,7 @@ DEFAULT_URL = "amqp://guest:guest@localhost/"
 FAILED = 1
 """Exit code of a command that did not do what it was asked to; 2, for wrong usage, is argparse's."""
 MAX_PREFETCH = 65535
+_VARIABLE = "the variable AMQP_URL: "
 
 _PASSWORD = re.compile(r"(\w+://[^\s:/?#@]*:)[^\s]*@")
 _SECRET = re.compile(r"([?&][^\s=&#]*(?:passw|passphrase|secret|token|cadata)[^\s=&#]*=)[^\s&#]+", re.IGNORECASE)
@@ -35,6 +36,10 @@ def hide_passwords(text: str) -> str:
     return _SECRET.sub(r"\1******", _PASSWORD.sub(r"\1******@", text))
 
 
+class _Variable(str):
+    """A URL that is not of the command line, but of the environment."""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints show no password, and which keeps the lines of its texts as they are."""
 
@@ -43,6 +48,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit 2, saying why; argparse quotes what it does not know, a URL with its password, too."""
+        message = message.replace(f"argument --url: {_VARIABLE}", _VARIABLE)
         self.exit(2, f"error: {hide_passwords(message)}\n`{self.prog} --help` tells how it is used.\n")
 
 
@@ -59,7 +65,7 @@ def add_url(parser: Parser) -> None:
     parser.add_argument(
         "--url",
         type=url,
-        default=os.environ.get("AMQP_URL") or DEFAULT_URL,
+        default=_Variable(os.environ.get("AMQP_URL") or DEFAULT_URL),
         help="amqp[s]://user:password@host:port/vhost; several hosts with commas between. By default the variable "
         "AMQP_URL, where other users of this machine cannot read it, or else amqp://guest:guest@localhost/",
     )
@@ -76,7 +82,8 @@ def url(text: str) -> str:
             for one in make_urls(text):
                 parse_url(one)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        where = _VARIABLE if isinstance(text, _Variable) else ""
+        raise argparse.ArgumentTypeError(f"{where}{error}") from None
     return text
 
 

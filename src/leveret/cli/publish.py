@@ -15,6 +15,7 @@ from typing import Any
 
 import leveret
 from leveret.cli import session
+from leveret.cli.ending import ending
 from leveret.cli.explain import CommandFailed, sentence
 from leveret.cli.measure import Pace, per_second
 from leveret.cli.options import (
@@ -34,13 +35,14 @@ from leveret.cli.options import (
 from leveret.cli.pipes import read_all, read_lines
 from leveret.cli.terminal import Live, say, tell
 from leveret.exceptions import MessageReturned
+from leveret.wire.codec import encode_properties
 
 _TOLD = 10
 """Messages that went wrong which are told one by one."""
 _AT_ONCE, _BYTES_AT_ONCE = 10_000, 64 * 1024 * 1024
 """Messages, and bytes of them, for one publish_many(), which keeps every one that fails."""
-_LAST_CONFIRMS = 10.0
-"""Seconds that confirms get after Ctrl-C."""
+_LAST_WORDS = 1.0
+"""Seconds in which publishing notes that the connection was aborted."""
 
 _EPILOG = epilog(
     (
@@ -142,7 +144,10 @@ async def run(args: argparse.Namespace) -> int:
         args.parser.error("--routing-key goes with --exchange: --queue is the routing key of the default exchange")
     if args.declare and args.queue is None:
         args.parser.error("--declare goes with --queue")
-    make_message(args, b"")  # what cannot be one is told before anything is done
+    try:  # what cannot be a message is told before anything is done
+        encode_properties(make_message(args, b"").wire_properties())
+    except (ValueError, TypeError) as error:
+        args.parser.error(str(error))
     if args.body is None and args.file in {None, "-"}:
         if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]  # <&-
             raise CommandFailed("standard input is closed.", "Give the message as an argument, or as a --file.")
@@ -200,11 +205,13 @@ class _Publishing:
                 await asyncio.shield(publishing)
             except asyncio.CancelledError:
                 self._stop.set_result(None)
-                await asyncio.wait([publishing], timeout=_LAST_CONFIRMS)
-                if publishing.done() and publishing.exception() is None:
-                    self._tell(self._loop.time() - begun)
+                ending().waits_for = "the confirms of what is on its way"
+                with contextlib.suppress(asyncio.CancelledError):  # by a second one: the connection is aborted
+                    await asyncio.wait([publishing])
+                await asyncio.wait([publishing], timeout=_LAST_WORDS)
                 publishing.cancel()
                 await asyncio.wait([publishing])
+                self._tell(self._loop.time() - begun)
                 raise
             except Exception:
                 if self._total:

@@ -9,15 +9,18 @@ from collections.abc import Generator
 from typing import Any
 
 import leveret
+from leveret.cli.ending import ending
 from leveret.exceptions import ChannelNotFoundEntity
 
 
 async def connect(url: str, command: str) -> leveret.RobustConnection:
     """A connection that comes back, and that the management UI shows as ``leveret publish``, say."""
     named = re.search(r"[?&](connection_)?name=", url)
-    return await leveret.connect_robust(
+    connection = await leveret.connect_robust(
         url, client_properties=None if named else {"connection_name": f"leveret {command}"}
     )
+    ending().add(connection)
+    return connection
 
 
 async def get_queue(channel: leveret.Channel, name: str, *, declare: bool, **kwargs: Any) -> leveret.Queue:
