@@ -79,6 +79,7 @@ class Load:
         self._begun = self._last_received = 0.0
         self.queue = args.queue or f"leveret.bench.{secrets.token_hex(4)}"
         self._told: set[str] = set()
+        self._is_behind = False
         self._wanted: float = math.inf if args.producers or args.count is None else args.count
         """Messages that are acknowledged, at most: the broker has the others back."""
 
@@ -126,6 +127,8 @@ class Load:
                 ticking.cancel()
                 await asyncio.wait([ticking])
                 self.figures.consuming = max(0.0, self._last_received - self._begun)
+        if self._is_behind:  # only now does nothing come any more
+            self.figures.left = self._expected() - self.figures.received
 
     async def _declare(self, channel: leveret.Channel) -> None:
         arguments: dict[str, Any] = {"x-queue-type": self._args.queue_type}
@@ -157,7 +160,7 @@ class Load:
             async with asyncio.timeout_at(None if self._args.time is None else self._end_by()):
                 await self._all_received(None)
         except TimeoutError:
-            self.figures.left = self._expected() - self.figures.received
+            self._is_behind = True
 
     def _end_by(self) -> float:
         """The event loop time up to which confirms, and with a ``--time`` messages, are waited for."""
