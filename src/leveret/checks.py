@@ -54,16 +54,19 @@ def check_callback(callback: Callable[..., object]) -> None:
     Raises:
         TypeError: it is not callable, or takes other arguments.
     """
-    if not callable(callback):
-        raise TypeError(f"the callback must be callable, not {callback!r}")
+    check_takes("the callback", callback, (None,), "one argument, the message")
+
+
+def check_takes(name: str, function: object, arguments: tuple[object, ...], described: str) -> None:
+    """Raise TypeError unless *function*, the argument *name*, can be called with *arguments*, which are *described*."""
+    if not callable(function):
+        raise TypeError(f"{name} must be callable, not {function!r}")
     try:
-        signature = inspect.signature(callback)
+        signature = inspect.signature(function)
     except ValueError:  # some that are written in C do not tell
         return
     try:
-        signature.bind(None)
+        signature.bind(*arguments)
     except TypeError as exc:
-        name = getattr(callback, "__qualname__", repr(callback))
-        raise TypeError(
-            f"the callback is called with one argument, the message, but is {name}{signature}: {exc}"
-        ) from exc
+        called = getattr(function, "__qualname__", repr(function))
+        raise TypeError(f"{name} is called with {described}, but is {called}{signature}: {exc}") from exc

@@ -157,23 +157,14 @@ class Message:
                 None if headers is None else dict(headers),
                 1 if delivery_mode is None else _delivery_mode(delivery_mode),
                 0 if priority is None else _priority(priority),
-                # str is what they are, and a call for each would be most of what a message costs
-                None
-                if correlation_id is None
-                else (correlation_id or None)
-                if correlation_id.__class__ is str
-                else _text(correlation_id),
-                None if reply_to is None else (reply_to or None) if reply_to.__class__ is str else _text(reply_to),
+                None if correlation_id is None else _text(correlation_id),
+                None if reply_to is None else _text(reply_to),
                 None if expiration is None else _expiration(expiration),
-                None
-                if message_id is None
-                else (message_id or None)
-                if message_id.__class__ is str
-                else _text(message_id),
+                None if message_id is None else _text(message_id),
                 None if timestamp is None else decode_timestamp(timestamp),
-                None if type is None else (type or None) if type.__class__ is str else _text(type),
-                None if user_id is None else (user_id or None) if user_id.__class__ is str else _text(user_id),
-                None if app_id is None else (app_id or None) if app_id.__class__ is str else _text(app_id),
+                None if type is None else _text(type),
+                None if user_id is None else _text(user_id),
+                None if app_id is None else _text(app_id),
                 None,
             ),
         )

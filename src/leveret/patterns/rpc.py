@@ -380,8 +380,7 @@ class RPC(Server):
 
         Reconnect: while the link is down, the call waits for it within *timeout*.
         """
-        if not self._is_initialized:
-            self._check_initialized()
+        self._check_initialized()
         if timeout is not None:
             check_timeout("timeout", timeout)
         loop, seconds = self.loop, self.channel.seconds(timeout)
@@ -447,8 +446,8 @@ class RPC(Server):
     def _call_of(self, message: IncomingMessage) -> Call | None:
         """The call that *message* replies to, if somebody waits for the reply."""
         correlation_id = message.correlation_id
-        call = self._calls.futures.get(correlation_id or "")
-        if call is None or call.done():
+        call = self._calls.waiting(correlation_id)
+        if call is None:
             self.dropped_replies += 1
             if correlation_id is None:
                 log.warning("a reply without a correlation_id: %s", summary(message))

@@ -358,8 +358,7 @@ class Server(Base):
         Raises:
             MessageDecodeError: it cannot be read, or another serializer has made it.
         """
-        if message.content_type != self.CONTENT_TYPE:
-            self.check_content_type(message)
+        self.check_content_type(message)
         return self.deserialize(message.body)
 
 

@@ -8,7 +8,7 @@ import reprlib
 from collections.abc import Mapping
 from typing import Final, cast
 
-from leveret.checks import check_count, check_seconds
+from leveret.checks import check_count, check_seconds, check_takes
 
 LONGEST: Final = 100 * 365 * 86_400
 """Seconds that anything may take: dates end with the year 9999."""
@@ -106,18 +106,6 @@ def check_consumer_timeout(name: str, seconds: object, tick_name: str, tick: obj
 
 def check_tap(tap: object) -> None:
     """Raise TypeError unless *tap* can be called as a tap is."""
-    if not callable(tap):
-        raise TypeError(f"tap must be callable, not {tap!r}")
     if inspect.iscoroutinefunction(tap):
         raise TypeError(f"tap must be no coroutine function, for bytes do not wait; {tap!r} is one")
-    try:
-        signature = inspect.signature(tap)
-    except ValueError:  # some that are written in C do not tell
-        return
-    try:
-        signature.bind(None, "in", b"")
-    except TypeError as error:
-        called = getattr(tap, "__qualname__", repr(tap))
-        raise TypeError(
-            f"tap is called with the connection, the direction and the bytes, but is {called}{signature}: {error}"
-        ) from error
+    check_takes("tap", tap, (None, "in", b""), "the connection, the direction and the bytes")

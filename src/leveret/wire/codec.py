@@ -424,13 +424,10 @@ def decode_deliver(payload: bytes) -> Deliver:
     try:
         tag = 5 + payload[4]
         delivery_tag, redelivered = _unpack_tag_and_bits(payload, tag)
-        key = tag + 10 + payload[tag + 9]
-        stop = key + 1 + payload[key]
-        if stop > len(payload):
-            raise IndexError
+        route = payload[tag + 9 : _end_of_route(payload, tag + 9)]
     except (struct.error, IndexError):
         raise _truncated("basic.deliver", payload) from None
-    return _make_deliver((payload[5:tag], delivery_tag, bool(redelivered & 1), payload[tag + 9 : stop]))
+    return _make_deliver((payload[5:tag], delivery_tag, bool(redelivered & 1), route))
 
 
 def decode_get_ok(payload: bytes) -> GetOk:
