@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from yarl import URL
@@ -21,24 +21,30 @@ class Host(NamedTuple):
     url: URL
     parameters: ConnectionParameters
 
+    @classmethod
+    def at(cls, url: URL) -> Host:
+        """The one that *url* names.
+
+        Raises:
+            ValueError: the URL is wrong.
+        """
+        return cls(url, parse_url(url))
+
 
 class Hosts:
     """The hosts of one cluster, shuffled once, so that not all clients crowd on the first.
 
     Args:
-        urls: at least one.
-        resolver: asked for others before each round; None to keep to *urls*.
+        hosts: at least one.
+        resolver: asked for the URLs of others before each round; None to keep to *hosts*.
         query: parameters to add to those.
-
-    Raises:
-        ValueError: a URL is wrong.
     """
 
     def __init__(
-        self, urls: Sequence[URL], resolver: Resolver | None = None, query: Mapping[str, Any] | None = None
+        self, hosts: Sequence[Host], resolver: Resolver | None = None, query: Mapping[str, Any] | None = None
     ) -> None:
         self._query = query or {}
-        self._hosts = _shuffled(urls)
+        self._hosts = _shuffled(hosts)
         self._resolver = resolver
         self._given: list[str] | None = None
 
@@ -54,7 +60,8 @@ class Hosts:
             async with asyncio.timeout(timeout):
                 given = await self._resolver()
             if (names := sorted(map(str, given))) != self._given:
-                self._hosts, self._given = _shuffled(make_urls(given, **self._query)), names
+                self._hosts = _shuffled(map(Host.at, make_urls(given, **self._query)))
+                self._given = names
         return list(self._hosts)
 
     def used(self, host: Host) -> None:
@@ -70,5 +77,7 @@ class Hosts:
         ]
 
 
-def _shuffled(urls: Sequence[URL]) -> list[Host]:
-    return [Host(url, parse_url(url)) for url in random.sample(urls, len(urls))]
+def _shuffled(hosts: Iterable[Host]) -> list[Host]:
+    shuffled = list(hosts)
+    random.shuffle(shuffled)
+    return shuffled

@@ -11,7 +11,6 @@ the state (:mod:`leveret.lifecycle`), but for that loss and ``close()``, which c
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import random
@@ -279,15 +278,19 @@ class Recovery:
             if not transport.is_open:
                 return
             if all_was_tried:
-                _when_done(self._restorer.busy, refreshing)
+                if refreshing:
+                    _when_done(self._restorer.busy, refreshing)
                 self._check_settled()
             if not self._wake.is_set():
                 # What was due when this comparison began was tried, or waits for something else that is in trouble.
                 due = min(due, self._registry.next_due(began))
+                alarm = loop.call_at(due, self._wake.set) if due < math.inf else None
                 self._is_idle = not self._restorer.busy
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout_at(due if due < math.inf else None):
-                        await self._wake.wait()
+                try:
+                    await self._wake.wait()
+                finally:
+                    if alarm is not None:
+                        alarm.cancel()
                 self._is_idle = False
 
     def _read_inbox(self) -> None:

@@ -71,6 +71,9 @@ class Registry:
         self._linked_at = 0.0
         self._is_settling = False
 
+    def __bool__(self) -> bool:
+        return bool(self._topology)
+
     def __contains__(self, key: Key) -> bool:
         return key in self._topology
 

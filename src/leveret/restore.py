@@ -14,7 +14,7 @@ import asyncio
 import functools
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeAlias, TypeVar
 
 from pamqp.base import Frame
@@ -73,7 +73,7 @@ class WiredChannel(RestorableChannel, Protocol):
         ...
 
 
-ChannelsOf: TypeAlias = Callable[[], Iterable[WiredChannel]]
+ChannelsOf: TypeAlias = Callable[[], Sequence[WiredChannel]]
 """Those that the user has open."""
 
 
@@ -177,7 +177,8 @@ class Restorer:
         tasks = list(self._busy.values())
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def compare(self, transport: Transport) -> bool:
         """One comparison, and what follows from it; channels are restored behind its back, see :attr:`busy`.
@@ -185,6 +186,8 @@ class Restorer:
         Returns:
             Whether everything was tried that is due.
         """
+        if self._private is None and not self._registry and not self._channels():
+            return True
         if self._private is None or self._private.transport is not transport:
             self._private = _Private(transport, functools.partial(self._lend, transport))
             self._checked.clear()
@@ -196,7 +199,7 @@ class Restorer:
                 all_were_tried &= await self._declare(private, steps)
             all_were_tried &= await self._check_consumers(private)
             if not private.is_trying:
-                await private.close(len(list(self._channels())))
+                await private.close(len(self._channels()))
             self._restore_channels(transport)
             return all_were_tried
         finally:

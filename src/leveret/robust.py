@@ -25,7 +25,7 @@ from leveret.exceptions import (
     AMQPConnectionError,
     ConnectionClosed,
 )
-from leveret.hosts import Hosts, Resolver
+from leveret.hosts import Host, Hosts, Resolver
 from leveret.lifecycle import ConnectionState, Health
 from leveret.log import get_logger, printable
 from leveret.older import OlderRobustConnection
@@ -92,7 +92,8 @@ class RobustConnection(OlderRobustConnection, Connection):
         self.reconnect_interval = self._parameters.reconnect_interval
         self.fail_fast = self._parameters.fail_fast
         self.connection_attempt = 0
-        self._hosts = Hosts(urls, resolver, kwargs)
+        hosts = [Host(self.url, self._parameters), *map(Host.at, urls[1:])]
+        self._hosts = Hosts(hosts, resolver, kwargs)
         self._login = Login(credentials)
         self._renewal: asyncio.Task[None] | None = None
         self._timeout: TimeoutType = None

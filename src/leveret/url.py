@@ -320,7 +320,7 @@ def make_url(
         ValueError: *url* is none.
     """
     given: dict[str, Any] = {**kwargs, **(ssl_options or {})}
-    query = {
+    query = given and {
         key: str(int(value)) if isinstance(value, bool) else str(value)
         for key, value in given.items()
         if value is not None
@@ -330,7 +330,8 @@ def make_url(
         parts |= {"password": (password, "guest"), "virtualhost": (virtualhost, "/"), "ssl": (ssl, False)}
         if ignored := [name for name, (value, default) in parts.items() if value != default]:
             warn_user(f"{', '.join(ignored)} beside a URL: put it into the URL, or give the parts and no URL")
-        return _url(url).update_query(query) if query else _url(url)
+        url = _url(url)
+        return url.update_query(query) if query else url
     return URL.build(
         scheme="amqps" if ssl else "amqp",
         host=host,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import platform
+import struct
 
 import pytest
 from pamqp.commands import Basic, Channel, Connection
@@ -19,7 +20,7 @@ from leveret.exceptions import (
 )
 from leveret.url import ConnectionParameters
 from leveret.wire.handshake import PROTOCOL_HEADER, Handshake
-from leveret.wire.methods import decode_method, encode_method, make
+from leveret.wire.methods import decode_method, make
 from leveret.wire.tables import decode_table
 
 CAPABILITIES = {"publisher_confirms": True, "basic.nack": True, "direct_reply_to": True}
@@ -55,15 +56,26 @@ def before_open_ok(**parameters):
     return handshake
 
 
+def methods(data):
+    """The methods in *data*, as the server reads them."""
+    read = []
+    while data:
+        kind, channel, size = struct.unpack_from(">BHI", data)
+        frame, data = data[: size + 8], data[size + 8 :]
+        assert (kind, channel, frame[-1]) == (1, 0, 0xCE)
+        read.append(decode_method(frame[7:-1]))
+    return read
+
+
 STAGES = [before_start, before_tune, before_open_ok]
 
 
 def start_ok(client_properties=None, **parameters):
     """The start-ok as the server reads it."""
     handshake = Handshake(ConnectionParameters(**parameters), client_properties)
-    (answer,) = handshake.receive(start(mechanisms="PLAIN AMQPLAIN EXTERNAL"))
+    (answer,) = methods(handshake.receive(start(mechanisms="PLAIN AMQPLAIN EXTERNAL")))
     assert isinstance(answer, Connection.StartOk)
-    answer.client_properties, _ = decode_table(answer.client_properties)
+    answer.response = answer.response.encode("utf-8", "surrogateescape")
     return answer
 
 
@@ -78,10 +90,10 @@ def test_start_tune_open():
     handshake = before_start(virtualhost="vh/é")
     assert handshake.stage == "waiting for connection.start"
 
-    assert [type(answer) for answer in handshake.receive(start())] == [Connection.StartOk]
+    assert [type(answer) for answer in methods(handshake.receive(start()))] == [Connection.StartOk]
     assert handshake.stage == "waiting for connection.tune"
 
-    answers = handshake.receive(tune())
+    answers = methods(handshake.receive(tune()))
     assert [type(answer) for answer in answers] == [Connection.TuneOk, Connection.Open]
     assert answers[1].virtual_host == "vh/é"
     assert handshake.stage == (
@@ -89,17 +101,9 @@ def test_start_tune_open():
     )
     assert not handshake.done
 
-    assert handshake.receive(make(Connection.OpenOk)) == []
+    assert handshake.receive(make(Connection.OpenOk)) == b""
     assert handshake.done
     assert handshake.stage == "done"
-
-
-def test_every_answer_can_be_encoded():
-    handshake = before_start()
-    for method in (start(), tune(), make(Connection.OpenOk)):
-        for answer in handshake.receive(method):
-            decoded = decode_method(encode_method(0, answer)[7:-1])
-            assert type(decoded) is type(answer)
 
 
 def test_what_the_server_says_of_itself():
@@ -281,7 +285,7 @@ def test_client_properties_that_amqp_cannot_carry():
 def tuned(server, **parameters):
     """What is agreed, on both sides."""
     handshake = before_tune(**parameters)
-    tune_ok, _ = handshake.receive(server)
+    tune_ok, _ = methods(handshake.receive(server))
     agreed = (tune_ok.channel_max, tune_ok.frame_max, tune_ok.heartbeat)
     assert agreed == (handshake.channel_max, handshake.frame_max, handshake.heartbeat)
     return handshake

@@ -9,9 +9,9 @@ import pytest
 from yarl import URL
 
 from leveret.hosts import Host, Hosts, Resolver
-from leveret.url import make_urls, parse_url
+from leveret.url import make_urls
 
-THREE = [URL(f"amqp://guest:secret@{name}/") for name in ("one", "two", "three")]
+THREE = [Host.at(URL(f"amqp://guest:secret@{name}/")) for name in ("one", "two", "three")]
 
 
 def names(hosts: Sequence[Host]) -> list[str]:
@@ -43,7 +43,7 @@ async def test_a_host_that_is_gone_changes_nothing() -> None:
     hosts = Hosts(THREE)
     order = names(await hosts.round(1))
     other = URL("amqp://other/")
-    hosts.used(Host(other, parse_url(other)))
+    hosts.used(Host.at(other))
     assert names(await hosts.round(1)) == order
 
 
@@ -58,7 +58,7 @@ async def test_a_round_is_not_changed_by_what_is_tried_in_it() -> None:
 
 
 async def test_several_hosts_in_one_url_share_all_the_rest() -> None:
-    hosts = await Hosts(make_urls("amqp://me:secret@one:1,two:2/vhost?heartbeat=7")).round(1)
+    hosts = await Hosts(list(map(Host.at, make_urls("amqp://me:secret@one:1,two:2/vhost?heartbeat=7")))).round(1)
     found = sorted((h.parameters.host, h.parameters.port, h.parameters.login, h.parameters.heartbeat) for h in hosts)
     assert found == [("one", 1, "me", 7), ("two", 2, "me", 7)]
     assert {h.parameters.virtualhost for h in hosts} == {"vhost"}

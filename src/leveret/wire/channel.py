@@ -35,7 +35,7 @@ from leveret.exceptions import (
 )
 from leveret.log import get_logger, printable
 from leveret.outcome import fail
-from leveret.prompt import Prompt
+from leveret.prompt import Prompt, in_time
 from leveret.types import Arguments
 from leveret.wire.codec import (
     BASIC_ACK,
@@ -245,9 +245,7 @@ class WireChannel:
         try:
             replies = [self._expect_reply(method) for method in requests]
             transport.output.write(b"".join(transport.encode(self.number, method) for method in requests))
-            async with asyncio.timeout(timeout):
-                for reply in replies:
-                    await reply
+            await in_time(replies[-1], self._loop.time() + timeout)  # they come in order
             if self.error is not None:  # lost before this task came to run again
                 raise fresh(self.error)
         except BaseException as exc:
@@ -296,8 +294,7 @@ class WireChannel:
         self._check_callable()
         reply = self._request(method, on_reply, on_late)
         try:
-            async with asyncio.timeout(timeout):
-                return await reply
+            return await in_time(reply, self._loop.time() + timeout)
         except (TimeoutError, asyncio.CancelledError) as exc:
             came = reply.done() and not reply.cancelled() and reply.exception() is None
             if came and on_late is not None and self.error is None:

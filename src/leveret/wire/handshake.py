@@ -15,6 +15,7 @@ loss means depends on how far we got, and :meth:`Handshake.lost` and :meth:`Hand
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -63,10 +64,27 @@ _CAPABILITIES: Final[Mapping[str, FieldValue]] = MappingProxyType(
     }
 )
 
+_OURS: Final[Mapping[str, FieldValue]] = MappingProxyType(
+    {
+        "product": "leveret",
+        "version": __version__,
+        "platform": f"Python {platform.python_version()}",
+        "information": "An asyncio client for AMQP 0-9-1",
+        "capabilities": _CAPABILITIES,
+    }
+)
+
 _SENT_BY_AMQP = (b"\x01\x00\x00", b"\x00\x0a")
 """How a method frame on channel 0 begins, and how its payload does: class 10, connection."""
 _SENT_BY_TLS = (b"\x15\x03", b"\x16\x03")
 """How a TLS alert begins, and a TLS handshake record."""
+
+
+class _Secret(bytes):
+    """Bytes that hold a password, and do not show it."""
+
+    def __repr__(self) -> str:
+        return "b'******'"
 
 
 class Handshake:
@@ -95,16 +113,22 @@ class Handshake:
         self.channel_max = _limit(parameters.channel_max)
         self.heartbeat = _HEARTBEAT if parameters.heartbeat is None else parameters.heartbeat
         self._parameters = parameters
-        properties = _client_properties(parameters, client_properties or {})
-        self._client_properties = EncodedTable(encode_table(properties, what="Connection.StartOk client_properties"))
         self._mechanism = parameters.auth.upper()
         self._expected: type[Frame] | None = Connection.Start
-        for method in (self._start_ok(), self._tune_ok(), self._open()):
-            if (size := len(encode_method(0, method))) > MIN_FRAME_MAX:
-                raise MessageTooLarge(
-                    f"{method.name} is {size} bytes, and {MIN_FRAME_MAX} are allowed before tuning: "
-                    "shorten client_properties or the password"
-                )
+        start_ok = make(
+            Connection.StartOk,
+            client_properties=_client_properties(parameters.name, client_properties),
+            mechanism=self._mechanism,
+            response=_RESPONSES[self._mechanism](parameters),
+        )
+        self._start_ok = _Secret(encode_method(0, start_ok))
+        self._open = encode_method(0, make(Connection.Open, virtual_host=parameters.virtualhost))
+        self._tune_ok()  # raises, if it cannot be said
+        if (size := len(self._start_ok)) > MIN_FRAME_MAX:
+            raise MessageTooLarge(
+                f"Connection.StartOk is {size} bytes, and {MIN_FRAME_MAX} are allowed before tuning: "
+                "shorten client_properties or the password"
+            )
 
     def __repr__(self) -> str:
         return f"<Handshake with {self._peer}: {self.stage}>"
@@ -135,8 +159,8 @@ class Handshake:
 
     # --------------------------------------------------------------------------------------------- the table
 
-    def receive(self, method: Frame) -> list[Frame]:
-        """What to send in answer to *method*.
+    def receive(self, method: Frame) -> bytes:
+        """What to send in answer to *method*: complete frames, or nothing.
 
         A ``connection.close`` is raised as the error that it stands for; its close-ok is the caller's to send.
 
@@ -161,7 +185,7 @@ class Handshake:
         self._expected = expected
         return answer
 
-    def _on_start(self, start: Connection.Start) -> list[Frame]:
+    def _on_start(self, start: Connection.Start) -> bytes:
         self.server_properties = cast("dict[str, FieldValue]", start.server_properties)
         self.server_capabilities = _flags(self.server_properties.get("capabilities"))
         self.mechanisms = tuple(start.mechanisms.split())
@@ -174,9 +198,9 @@ class Handshake:
                 f"{self._peer} does not offer the SASL mechanism {self._mechanism}: it offers "
                 f"{', '.join(self.mechanisms) or 'none'}; leveret has {', '.join(_RESPONSES)} (auth=…)"
             )
-        return [self._start_ok()]
+        return self._start_ok
 
-    def _on_tune(self, tune: Connection.Tune) -> list[Frame]:
+    def _on_tune(self, tune: Connection.Tune) -> bytes:
         wanted = self._parameters
         self.frame_max = min(tune.frame_max or wanted.frame_max, wanted.frame_max)
         if self.frame_max < MIN_FRAME_MAX:
@@ -189,31 +213,21 @@ class Handshake:
             # The smaller of both; but 0 is no wish of the server's, and leaves it to us.
             self.heartbeat = min(tune.heartbeat or _HEARTBEAT, _HEARTBEAT)
         # There is no answer to tune-ok, so open goes with it.
-        return [self._tune_ok(), self._open()]
+        return self._tune_ok() + self._open
 
-    def _on_open_ok(self, open_ok: Connection.OpenOk) -> list[Frame]:
-        return []
+    def _on_open_ok(self, open_ok: Connection.OpenOk) -> bytes:
+        return b""
 
-    _TABLE: ClassVar[dict[type[Frame], tuple[Callable[[Handshake, Any], list[Frame]], type[Frame] | None]]] = {
+    _TABLE: ClassVar[dict[type[Frame], tuple[Callable[[Handshake, Any], bytes], type[Frame] | None]]] = {
         Connection.Start: (_on_start, Connection.Tune),
         Connection.Tune: (_on_tune, Connection.OpenOk),
         Connection.OpenOk: (_on_open_ok, None),
     }
     """What we wait for → what to do then, and what to wait for next."""
 
-    def _start_ok(self) -> Frame:
-        return make(
-            Connection.StartOk,
-            client_properties=self._client_properties,
-            mechanism=self._mechanism,
-            response=_RESPONSES[self._mechanism](self._parameters),
-        )
-
-    def _tune_ok(self) -> Frame:
-        return make(Connection.TuneOk, channel_max=self.channel_max, frame_max=self.frame_max, heartbeat=self.heartbeat)
-
-    def _open(self) -> Frame:
-        return make(Connection.Open, virtual_host=self._parameters.virtualhost)
+    def _tune_ok(self) -> bytes:
+        agreed = {"channel_max": self.channel_max, "frame_max": self.frame_max, "heartbeat": self.heartbeat}
+        return encode_method(0, make(Connection.TuneOk, **agreed))
 
     # --------------------------------------------------------------------------------------- what went wrong
 
@@ -299,21 +313,26 @@ def _flags(capabilities: FieldValue) -> Mapping[str, bool]:
     return {name: value for name, value in capabilities.items() if isinstance(value, bool)}
 
 
-def _client_properties(parameters: ConnectionParameters, given: Mapping[str, FieldValue]) -> dict[str, FieldValue]:
+def _client_properties(name: str | None, given: Mapping[str, FieldValue] | None) -> EncodedTable:
     """What we say of ourselves; the management UI shows it. The user's word wins."""
-    properties: dict[str, FieldValue] = {
-        "product": "leveret",
-        "version": __version__,
-        "platform": f"Python {platform.python_version()}",
-        "information": "An asyncio client for AMQP 0-9-1",
-    }
-    if parameters.name is not None:
-        properties["connection_name"] = parameters.name
-    properties.update(given)
-    capabilities = given.get("capabilities", {})
-    if isinstance(capabilities, Mapping):
+    if name is None and not given:
+        return _ours()
+    properties = dict(_OURS)
+    if name is not None:
+        properties["connection_name"] = name
+    properties |= given or {}
+    if isinstance(capabilities := properties["capabilities"], Mapping):
         properties["capabilities"] = {**_CAPABILITIES, **capabilities}
-    return properties
+    return _encode_properties(properties)
+
+
+def _encode_properties(properties: Mapping[str, FieldValue]) -> EncodedTable:
+    return EncodedTable(encode_table(properties, what="Connection.StartOk client_properties"))
+
+
+@functools.cache
+def _ours() -> EncodedTable:
+    return _encode_properties(_OURS)
 
 
 def _described(data: bytes) -> str:

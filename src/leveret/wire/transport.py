@@ -47,7 +47,7 @@ from leveret.exceptions import (
 )
 from leveret.log import get_logger, printable
 from leveret.outcome import fail
-from leveret.prompt import Prompt, Wakeups
+from leveret.prompt import Prompt, PromptEvent, Wakeups, in_time
 from leveret.types import FieldValue
 from leveret.url import ConnectionParameters
 from leveret.wire.codec import HEARTBEAT, HEARTBEAT_FRAME, METHOD
@@ -128,7 +128,7 @@ class Transport(asyncio.BufferedProtocol):
         self._on_lost = on_lost
         self._on_blocked = on_blocked
         self._socket: asyncio.Transport | None = None
-        self._disconnected = self._loop.create_future()
+        self._disconnected = PromptEvent()
         self._is_connected = False  # the loop has handed the socket over
 
         self._handshake = Handshake(parameters, client_properties)
@@ -260,7 +260,7 @@ class Transport(asyncio.BufferedProtocol):
             self._fail(exc)
             return
         if answers:
-            self.output.write(b"".join(self.encode(0, answer) for answer in answers))
+            self.output.write(answers)
         if not self._handshake.done:
             if isinstance(method, ConnectionMethods.Tune):
                 self._decoder.limit(self._handshake.frame_max)
@@ -341,8 +341,7 @@ class Transport(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is gone."""
-        if not self._disconnected.done():
-            self._disconnected.set_result(None)
+        self._disconnected.set()
         if self.state is not State.CLOSED:
             self._die(self._explain_loss(exc))
 
@@ -544,8 +543,7 @@ class Transport(asyncio.BufferedProtocol):
         self._replies.append((method, reply))
         self.output.write(data)
         try:
-            async with asyncio.timeout(timeout):
-                return await reply
+            return await in_time(reply, self._loop.time() + timeout)
         except TimeoutError:
             raise TimeoutError(f"{method.name} got no answer within {timeout:g} s{self.blocked_hint()}") from None
 
@@ -575,18 +573,19 @@ class Transport(asyncio.BufferedProtocol):
             self.channels.clear()
         if self.state is State.CLOSING and self._close_ok is not None:
             try:
-                async with asyncio.timeout_at(deadline):
-                    await self._close_ok
+                await in_time(self._close_ok, deadline)
             except TimeoutError:
                 _log.info("%r: no close-ok in time%s; aborting", self, self.blocked_hint())
             finally:
                 self.abort(error)
-        if not self._disconnected.done():
+        if self._last_words is not None:
             timer = self._loop.call_at(deadline, self._abort)
             try:
                 await self._disconnect()
             finally:
                 timer.cancel()
+        else:
+            await self._disconnect()
 
     def leave(self, error: Exception) -> None:
         """End it now with *error* for all who use it; the broker is told, but not waited for."""
@@ -601,7 +600,7 @@ class Transport(asyncio.BufferedProtocol):
         """Wait until it is closed, but not beyond *deadline* in event loop time."""
         try:
             async with asyncio.timeout_at(deadline):
-                await asyncio.shield(self._disconnected)
+                await self._disconnected.wait()
         except TimeoutError:
             _log.info("%r: still being closed", self)
 
@@ -672,7 +671,7 @@ class Transport(asyncio.BufferedProtocol):
             if self._last_words is None:
                 self._socket.abort()
             if self._is_connected:  # else uvloop would close it without a word
-                await asyncio.shield(self._disconnected)
+                await self._disconnected.wait()
 
 
 def _is_address(host: str) -> bool:
