@@ -12,7 +12,6 @@ Only tasks that await are woken so. Who asks a future to call back (``gather()``
 from __future__ import annotations
 
 import asyncio
-import math
 import operator
 from collections.abc import Callable
 from contextvars import Context, copy_context
@@ -165,26 +164,6 @@ class PromptEvent:
                 await waiter
             finally:
                 self._waiters.remove(waiter)
-
-
-async def in_time(future: asyncio.Future[T], deadline: float) -> T:
-    """What comes of *future*, which ends as a TimeoutError at *deadline*, in event loop time; ``math.inf`` for never.
-
-    It is the future that ends, and no task that has to be interrupted, as by ``asyncio.timeout()``: that costs half.
-    """
-    if deadline == math.inf:
-        return await future
-    timer = future.get_loop().call_at(deadline, _expire, future)
-    try:
-        return await future
-    finally:
-        timer.cancel()
-
-
-def _expire(future: asyncio.Future[Any]) -> None:
-    if not future.done():
-        future.set_exception(TimeoutError())
-        future.exception()  # marks it as seen: whoever waits may have gone by then
 
 
 def raise_soon(error: BaseException) -> None:

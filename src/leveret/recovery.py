@@ -105,7 +105,7 @@ class Recovery:
         self._move(Event.CLOSE)
         loop = asyncio.get_running_loop()
         task = self._task  # kept: the loop holds its tasks weakly
-        if self._first_link is not None:
+        if self._first_link is not None and not self._first_link.done():
             fail(self._first_link, ConnectionClosed("the connection was closed while it was being made"))
         if task is not None and task is not asyncio.current_task():
             task.cancel()

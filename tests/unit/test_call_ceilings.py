@@ -75,9 +75,12 @@ class FakeSocket(asyncio.Transport):
                 asyncio.get_running_loop().call_soon(self.receive, frame.marshal(answer, channel))
 
     def receive(self, data: bytes) -> None:
-        view = self.protocol.get_buffer(-1)
-        view[: len(data)] = data
-        self.protocol.buffer_updated(len(data))
+        while data:
+            view = self.protocol.get_buffer(-1)
+            count = min(len(view), len(data))
+            view[:count] = data[:count]
+            self.protocol.buffer_updated(count)
+            data = data[count:]
 
     def close(self) -> None:
         asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)

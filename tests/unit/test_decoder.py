@@ -55,6 +55,8 @@ class Bench:
         self.decoder = FrameDecoder(lambda *frame: self.frames.append(frame), self.channels)
         if frame_max:
             self.decoder.limit(frame_max)
+        self.read(HEARTBEAT_FRAME * 1024)  # fills the buffer of an idle connection, so that it gets that of a busy one
+        self.frames.clear()
 
     def read(self, data: bytes, size: int = 1 << 20) -> None:
         """Read *data* as a socket would, at most *size* bytes each time."""
@@ -64,6 +66,19 @@ class Bench:
             view[:count] = data[:count]
             self.decoder.buffer_updated(count)
             data = data[count:]
+
+
+def test_the_buffer_is_small_until_a_read_fills_it():
+    decoder = FrameDecoder(lambda *_: None, {})
+    idle = len(decoder.get_buffer())
+    assert idle == 8192
+    decoder.feed(HEARTBEAT_FRAME * 1023)
+    assert len(decoder.get_buffer()) == idle
+    decoder.feed(HEARTBEAT_FRAME * 1024)
+    busy = len(decoder.get_buffer())
+    assert busy > 64 * 1024
+    decoder.feed(HEARTBEAT_FRAME * (busy // 4))
+    assert len(decoder.get_buffer()) == busy
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ MAP: dict[str, set[str]] = {
     "checks": set(),
     "_version": set(),
     "prompt": set(),
+    "deadlines": set(),
     "outcome": {"prompt"},
     "url": set(),
     "callbacks": {"prompt"},
@@ -140,7 +141,7 @@ MAP |= {
     "patterns.serializers": set(),
     "patterns.base": {"message", "patterns.serializers"},
     "patterns.apart": {"channel", "message"},
-    "patterns.calls": {"message", "outcome", "prompt"},
+    "patterns.calls": {"deadlines", "message", "outcome", "prompt"},
     "patterns.errors": {"message"},
     "patterns.replies": {"message", "prompt", "queue", "records"},
     "patterns.serving": {
@@ -269,7 +270,7 @@ MAP["channel"] |= {"wire.outgoing", "wire.transport", "wire.tally"}
 MAP["connection"] |= {"lifecycle", "wire.tally"}
 MAP["wire.publisher"] |= {"wire.outgoing"}
 MAP["wire.channel"] |= {"prompt", "wire.content", "wire.output", "wire.publisher", "wire.replies", "wire.settler"}
-MAP["wire.transport"] |= {"prompt", "wire.hand", "wire.output", "wire.intake", "wire.tally"}
+MAP["wire.transport"] |= {"deadlines", "prompt", "wire.hand", "wire.output", "wire.intake", "wire.tally"}
 # What looks on.
 MAP |= {
     "metrics": {"connection", "failures", "message", "wire.tally"},
@@ -351,6 +352,7 @@ BEYOND_THE_MAP: dict[str, dict[str, str]] = {
 
 ASYNCIO = {
     "callbacks",
+    "deadlines",
     "outcome",
     "prompt",
     "consumer",
@@ -388,6 +390,7 @@ LINES = {
     "checks": 60,
     "_version": 5,
     "prompt": 180,
+    "deadlines": 80,
     "outcome": 120,
     "url": 250,
     "callbacks": 140,

@@ -300,27 +300,17 @@ def test_a_stop_iteration_is_wrapped_because_no_future_takes_it() -> None:
 # ------------------------------------------------------------------------------------------------------- calls
 
 
-async def test_calls_end_at_their_deadlines() -> None:
+async def test_a_call_ends_at_its_deadline_and_all_when_nobody_listens_any_more() -> None:
     loop = asyncio.get_running_loop()
     calls = Calls(loop)
-    endless, _ = calls.begin(Wakeups())
-    calls.limit_time(endless, math.inf)
-    late, _ = calls.begin(Wakeups())
-    calls.limit_time(late, loop.time() + 0.05)
-    early, _ = calls.begin(Wakeups())
-    calls.limit_time(early, loop.time() + 0.01)
-    ended: list[str] = []
-    early.add_done_callback(lambda _: ended.append("early"))
-    late.add_done_callback(lambda _: ended.append("late"))
-    async with asyncio.timeout(5):
-        for call in (late, early):
-            with pytest.raises(TimeoutError):
-                await call
-    assert sorted(ended) == ["early", "late"]
+    endless, late = calls.begin(Wakeups())[0], calls.begin(Wakeups())[0]
+    late.name = "add"
+    with pytest.raises(TimeoutError, match="no reply to 'add' in time"):
+        await calls.result(late, loop.time() + 0.01)
     assert not endless.done()
     calls.close()
     with pytest.raises(PublishOutcomeUnknown):
-        await endless
+        await calls.result(endless, math.inf)
 
 
 async def test_no_two_calls_have_one_correlation_id() -> None:

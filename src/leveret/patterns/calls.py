@@ -1,18 +1,16 @@
 """Calls that wait for their replies.
 
-A reply goes straight into the future of its call, and the caller is the only one who waits: no task, no queue. One
-timer looks after the deadlines of all; it is set to the earliest that it has heard of, and looks around when it goes
-off, which for calls with the default timeout is twice a minute.
+A reply goes straight into the future of its call, and the caller is the only one who waits: no task, no queue.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from typing import Any
 
+from leveret.deadlines import Deadlines
 from leveret.exceptions import NoServer, PublishOutcomeUnknown
 from leveret.message import IncomingMessage, ReturnedMessage
 from leveret.outcome import DONE, fail
@@ -24,17 +22,15 @@ class Call(Prompt[Any]):
 
     Attributes:
         name: what is called, for messages.
-        deadline: in event loop time.
         has_message: whether its message was handed over to be sent.
         publish: awaits what becomes of that; None where it is written, and nobody will tell.
     """
 
-    __slots__ = ("deadline", "has_message", "name", "publish")
+    __slots__ = ("has_message", "name", "publish")
 
     def __init__(self, wakeups: Wakeups | None, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(wakeups, loop=loop)
         self.name = ""
-        self.deadline = math.inf
         self.has_message = False
         self.publish: asyncio.Future[Any] | None = None
 
@@ -85,8 +81,7 @@ class Calls:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.futures: dict[str, Call] = {}
         self._loop = loop
-        self._timer: asyncio.TimerHandle | None = None
-        self._due = math.inf
+        self._deadlines = Deadlines(loop)
 
     def begin(self, wakeups: Wakeups | None) -> tuple[Call, str]:
         """A new call, and its correlation id, which nobody can guess.
@@ -103,24 +98,9 @@ class Calls:
         call = self.futures.get(correlation_id or "")
         return None if call is None or call.done() else call
 
-    def limit_time(self, call: Call, deadline: float) -> None:
-        """Have *call* end with TimeoutError at *deadline*."""
-        call.deadline = deadline
-        if deadline < self._due:
-            self._set_timer(deadline)
-
-    def _set_timer(self, due: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._due = due
-        self._timer = self._loop.call_at(due, self._expire) if due < math.inf else None
-
-    def _expire(self) -> None:
-        now = self._loop.time()
-        for call in list(self.futures.values()):
-            if call.deadline <= now:
-                fail(call, TimeoutError(f"no reply to {call.name!r} in time"))
-        self._set_timer(min((call.deadline for call in self.futures.values() if not call.done()), default=math.inf))
+    def result(self, call: Call, deadline: float) -> Coroutine[Any, Any, Any]:
+        """What comes of *call*, until *deadline* in event loop time; then a TimeoutError."""
+        return self._deadlines.in_time(call, deadline, lambda: TimeoutError(f"no reply to {call.name!r} in time"))
 
     def lose(self, error: BaseException | None) -> None:
         """The channel is gone."""
@@ -129,7 +109,7 @@ class Calls:
 
     def close(self) -> None:
         """Nobody listens for replies any more."""
-        self._set_timer(math.inf)
+        self._deadlines.end()
         for call in list(self.futures.values()):
             fail(call, PublishOutcomeUnknown(f"the RPC was closed before the reply to {call.name!r} came"))
 

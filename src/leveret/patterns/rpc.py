@@ -405,8 +405,7 @@ class RPC(Server):
                     headers=None if (queue := self._expired_queue) is None else {"From": queue.name},
                 )
                 call.watch(exchange.publish(message, routing_key, mandatory=True, timeout=timeout))
-                self._calls.limit_time(call, deadline)
-                return await call
+                return await self._calls.result(call, deadline)
             except PublishOutcomeUnknown as exc:
                 timeout = seconds = deadline - loop.time()
                 if not retry or seconds <= 0 or self.channel.is_closed or not self._is_initialized:

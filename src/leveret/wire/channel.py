@@ -16,8 +16,8 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pamqp.base import Frame
 from pamqp.commands import Basic, Confirm, Tx
@@ -35,7 +35,7 @@ from leveret.exceptions import (
 )
 from leveret.log import get_logger, printable
 from leveret.outcome import fail
-from leveret.prompt import Prompt, in_time
+from leveret.prompt import Prompt
 from leveret.types import Arguments
 from leveret.wire.codec import (
     BASIC_ACK,
@@ -53,11 +53,12 @@ from leveret.wire.codec import (
     decode_deliver,
     decode_get_ok,
     decode_return,
+    encode_frame,
     encode_tag,
 )
 from leveret.wire.content import Content, ContentAssembler
 from leveret.wire.decoder import OnAck, OnDelivery
-from leveret.wire.methods import decode_method, make
+from leveret.wire.methods import decode_method, encode_method, make
 from leveret.wire.output import CommitGate, Output
 from leveret.wire.publisher import Publisher, PublishOwner
 from leveret.wire.replies import Pending, Replies
@@ -67,6 +68,12 @@ from leveret.wire.transport import Transport
 _log = get_logger(__name__)
 
 _unpack_method_id = struct.Struct(">I").unpack_from
+
+
+_OPEN, _SELECT = make(ChannelMethods.Open), make(Confirm.Select)
+_OPEN_PAYLOAD, _SELECT_PAYLOAD = (encode_method(0, method)[7:-1] for method in (_OPEN, _SELECT))
+
+T = TypeVar("T")
 
 
 class Fetched(NamedTuple):
@@ -239,22 +246,19 @@ class WireChannel:
             TimeoutError: no answer within *timeout* seconds; the channel is closed behind the caller's back.
         """
         self = cls(transport, owner, number, publisher_confirms)
-        requests: list[Frame] = [make(ChannelMethods.Open)]
+        reply, data = self._expect_reply(_OPEN), encode_frame(METHOD, self.number, _OPEN_PAYLOAD)
         if publisher_confirms:
-            requests.append(make(Confirm.Select))
+            reply = self._expect_reply(_SELECT)  # the last to come
+            data += encode_frame(METHOD, self.number, _SELECT_PAYLOAD)
         try:
-            replies = [self._expect_reply(method) for method in requests]
-            transport.output.write(b"".join(transport.encode(self.number, method) for method in requests))
-            await in_time(replies[-1], self._loop.time() + timeout)  # they come in order
+            transport.output.write(data)
+            await self._in_time(reply, timeout, _OPEN)
             if self.error is not None:  # lost before this task came to run again
                 raise fresh(self.error)
-        except BaseException as exc:
+        except BaseException:
             if self.error is None:
                 self._send_close()
                 self._end(ChannelClosed("opening the channel was given up", reply_code=200))
-            if isinstance(exc, TimeoutError):
-                text = f"Channel.Open got no answer within {timeout:g} s{transport.blocked_hint()}"
-                raise TimeoutError(text) from None
             raise
         return self
 
@@ -294,15 +298,17 @@ class WireChannel:
         self._check_callable()
         reply = self._request(method, on_reply, on_late)
         try:
-            return await in_time(reply, self._loop.time() + timeout)
-        except (TimeoutError, asyncio.CancelledError) as exc:
+            return await self._in_time(reply, timeout, method)
+        except asyncio.CancelledError:
             came = reply.done() and not reply.cancelled() and reply.exception() is None
             if came and on_late is not None and self.error is None:
                 on_late(reply.result())  # it came just before the caller went
-            if isinstance(exc, asyncio.CancelledError):
-                raise
-            hint = self.transport.blocked_hint()
-            raise TimeoutError(f"{method.name} got no answer within {timeout:g} s{hint}") from None
+            raise
+
+    def _in_time(self, reply: asyncio.Future[T], timeout: float, method: Frame) -> Coroutine[Any, Any, T]:
+        transport = self.transport
+        deadline = self._loop.time() + timeout
+        return transport.deadlines.in_time(reply, deadline, lambda: transport.unanswered(method, timeout))
 
     def _check_callable(self) -> None:
         self.check_open()

@@ -34,7 +34,8 @@ from leveret.wire.codec import (
 from leveret.wire.tally import Tally
 
 _READ_SIZE = 98_304
-"""More would make the C library serve each read from fresh pages, at ten times the price (measured)."""
+"""Of a connection that has something to read. More would make the C library serve each read from fresh pages, at ten
+times the price (measured)."""
 _READ_IN_PLACE = 8192
 """A frame that misses more than this is read straight into a buffer of its own."""
 
@@ -120,7 +121,7 @@ class FrameDecoder:
         self._tally = tally or Tally()
         self._channels: Mapping[int, ContentSink] = channels
         self._frame_max = MIN_FRAME_MAX
-        self._read_view = memoryview(bytearray(_READ_SIZE))
+        self._read_view = memoryview(bytearray(MIN_FRAME_MAX))
         # An unfinished frame: small ones as the chunks that came, large ones in a buffer of their own.
         self._kept: list[bytes] = []
         self._have = self._need = 0
@@ -163,7 +164,10 @@ class FrameDecoder:
         if self._is_stopped:
             return
         if not self._big_need:
-            self._cut(bytes(self._read_view[:count]))
+            data = bytes(self._read_view[:count])
+            if count == len(self._read_view) < _READ_SIZE:  # it was idle, and is no longer
+                self._read_view = memoryview(bytearray(_READ_SIZE))
+            self._cut(data)
             return
         self._big_have += count
         if self._big_have == self._big_need:

@@ -19,7 +19,7 @@ import functools
 import platform
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from pamqp.commands import Connection
 
@@ -27,6 +27,7 @@ from leveret._version import __version__
 from leveret.exceptions import (
     AMQPConnectionError,
     AuthenticationError,
+    ConnectTimeout,
     IncompatibleProtocolError,
     LoginRefused,
     MessageTooLarge,
@@ -186,7 +187,7 @@ class Handshake:
         return answer
 
     def _on_start(self, start: Connection.Start) -> bytes:
-        self.server_properties = cast("dict[str, FieldValue]", start.server_properties)
+        self.server_properties = start.server_properties  # type: ignore[assignment]
         self.server_capabilities = _flags(self.server_properties.get("capabilities"))
         self.mechanisms = tuple(start.mechanisms.split())
         if (start.version_major, start.version_minor) != (0, 9):
@@ -284,6 +285,13 @@ class Handshake:
     @property
     def _speaks_plain_to_tls_port(self) -> bool:
         return self._parameters.port == 5671 and not self._parameters.ssl
+
+    def overdue(self) -> ConnectTimeout:
+        """What it means that nothing came for ``connect_timeout``."""
+        return ConnectTimeout(
+            f"{self._peer} accepted the connection, but {self.stage} "
+            f"it did not answer within {self._parameters.connect_timeout:g} s"
+        )
 
     def explain(self, data: bytes) -> IncompatibleProtocolError | None:
         """What answered, if *data*, its first bytes, are no AMQP frame.

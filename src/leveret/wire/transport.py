@@ -26,12 +26,13 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 from pamqp.base import Frame
 from pamqp.commands import Channel as ChannelMethods
 from pamqp.commands import Connection as ConnectionMethods
 
+from leveret.deadlines import Deadlines
 from leveret.exceptions import (
     AMQPConnectionError,
     ChannelInvalidStateError,
@@ -47,7 +48,7 @@ from leveret.exceptions import (
 )
 from leveret.log import get_logger, printable
 from leveret.outcome import fail
-from leveret.prompt import Prompt, PromptEvent, Wakeups, in_time
+from leveret.prompt import Prompt, PromptEvent, Wakeups
 from leveret.types import FieldValue
 from leveret.url import ConnectionParameters
 from leveret.wire.codec import HEARTBEAT, HEARTBEAT_FRAME, METHOD
@@ -62,6 +63,7 @@ from leveret.wire.tally import Tally
 _log = get_logger(__name__)
 
 _HAPPY_EYEBALLS_DELAY = 0.25  # RFC 8305: so that one silent address does not use up the whole time
+_GOODBYE = encode_method(0, make(ConnectionMethods.Close, reply_code=200, reply_text="Normal shutdown"))
 E = TypeVar("E", bound=Exception)
 
 _STALL = 1.0
@@ -125,6 +127,7 @@ class Transport(asyncio.BufferedProtocol):
         self.hand = Hand(self.wakeups, self.output)
         self.intake = Intake(self.channels, self._is_awaited)
         self._loop = asyncio.get_running_loop()
+        self.deadlines = Deadlines(self._loop)
         self._on_lost = on_lost
         self._on_blocked = on_blocked
         self._socket: asyncio.Transport | None = None
@@ -133,8 +136,6 @@ class Transport(asyncio.BufferedProtocol):
 
         self._handshake = Handshake(parameters, client_properties)
         self._opened: asyncio.Future[None] = Prompt(self.wakeups)
-        self._stage_timer: asyncio.TimerHandle | None = None
-        self._stage_due = 0.0
 
         self._decoder = FrameDecoder(self._on_frame, self.channels, self.tally)
         self.get_buffer = self._decoder.get_buffer  # type: ignore[method-assign]  # a call less for each read
@@ -177,8 +178,8 @@ class Transport(asyncio.BufferedProtocol):
         self = cls(parameters, client_properties, on_lost, on_blocked, tally)
         try:
             await self._connect_socket(ssl_context)
-            self._wait_for_stage()
-            await self._opened
+            due = self._loop.time() + parameters.connect_timeout
+            await self.deadlines.in_time(self._opened, due, self._handshake.overdue)
         except BaseException as exc:
             if self.state is not State.CLOSED:
                 self._die(exc if isinstance(exc, Exception) else ConnectionClosed("connecting was cancelled"))
@@ -220,38 +221,20 @@ class Transport(asyncio.BufferedProtocol):
         except UnicodeError as exc:
             raise ValueError(f"{p.host!r} cannot be the name of a host: {exc}") from exc
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The socket is connected (and TLS established)."""
-        self._socket = cast("asyncio.Transport", transport)
+        self._socket = transport
         sock = transport.get_extra_info("socket")
         if sock is not None:
             # Not TCP_USER_TIMEOUT: it also ends a connection whose peer is alive but does not read, as a broker
             # does that blocks publishers.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self.intake.start(self._socket)
-        self.output.open(self._socket)
+        self.intake.start(transport)
+        self.output.open(transport)
         self.output.write(PROTOCOL_HEADER)
 
-    def _wait_for_stage(self) -> None:
-        """Give the peer ``connect_timeout`` for its next word of the handshake."""
-        self._stage_due = self._loop.time() + self.parameters.connect_timeout
-        if self._stage_timer is None and self.state is State.CONNECTING:
-            self._stage_timer = self._loop.call_at(self._stage_due, self._on_stage_timeout)
-
-    def _on_stage_timeout(self) -> None:
-        if self._loop.time() < self._stage_due:  # there were words since
-            self._stage_timer = self._loop.call_at(self._stage_due, self._on_stage_timeout)
-            return
-        p = self.parameters
-        self._fail(
-            ConnectTimeout(
-                f"{p.host}:{p.port} accepted the connection, but {self._handshake.stage} "
-                f"it did not answer within {p.connect_timeout:g} s"
-            )
-        )
-
     def _on_handshake_method(self, method: Frame) -> None:
-        self._wait_for_stage()
+        self.deadlines.extend(self._opened, self._last_read + self.parameters.connect_timeout)
         try:
             answers = self._handshake.receive(method)
         except (AMQPConnectionError, ValueError) as exc:
@@ -266,8 +249,6 @@ class Transport(asyncio.BufferedProtocol):
                 self._decoder.limit(self._handshake.frame_max)
             return
         self.state = State.OPEN
-        if self._stage_timer is not None:
-            self._stage_timer.cancel()
         if self.heartbeat:
             self._schedule_beat(self.heartbeat / 2)
         if not self._opened.done():
@@ -542,10 +523,12 @@ class Transport(asyncio.BufferedProtocol):
         reply: asyncio.Future[Frame] = Prompt(self.wakeups)
         self._replies.append((method, reply))
         self.output.write(data)
-        try:
-            return await in_time(reply, self._loop.time() + timeout)
-        except TimeoutError:
-            raise TimeoutError(f"{method.name} got no answer within {timeout:g} s{self.blocked_hint()}") from None
+        deadline = self._loop.time() + timeout
+        return await self.deadlines.in_time(reply, deadline, lambda: self.unanswered(method, timeout))
+
+    def unanswered(self, method: Frame, timeout: float) -> TimeoutError:
+        """The error for a call that waited so many seconds."""
+        return TimeoutError(f"{method.name} got no answer within {timeout:g} s{self.blocked_hint()}")
 
     def closed_error(self) -> Exception:
         """An error of its own for somebody who needs the connection and finds it closed."""
@@ -563,9 +546,7 @@ class Transport(asyncio.BufferedProtocol):
             deadline: ``loop.time()`` at which to stop being polite.
         """
         if self.state is State.OPEN:
-            self.output.flush_all()
-            self.send(0, make(ConnectionMethods.Close, reply_code=200, reply_text="Normal shutdown"))
-            self.output.flush()
+            self._say_goodbye()
             self.state = State.CLOSING
             self._closed_with = error
             self._close_ok = Prompt(self.wakeups)
@@ -573,7 +554,7 @@ class Transport(asyncio.BufferedProtocol):
             self.channels.clear()
         if self.state is State.CLOSING and self._close_ok is not None:
             try:
-                await in_time(self._close_ok, deadline)
+                await self.deadlines.in_time(self._close_ok, deadline, TimeoutError)
             except TimeoutError:
                 _log.info("%r: no close-ok in time%s; aborting", self, self.blocked_hint())
             finally:
@@ -590,11 +571,14 @@ class Transport(asyncio.BufferedProtocol):
     def leave(self, error: Exception) -> None:
         """End it now with *error* for all who use it; the broker is told, but not waited for."""
         if self.state is State.OPEN:
-            self.output.flush_all()
-            self.send(0, make(ConnectionMethods.Close, reply_code=200, reply_text="Normal shutdown"))
-            self.output.flush()
+            self._say_goodbye()
             self._die(error)
             self._last_words = self._loop.call_later(_LAST_WORDS, self._abort)
+
+    def _say_goodbye(self) -> None:
+        self.output.flush_all()
+        self.output.write(_GOODBYE)
+        self.output.flush()
 
     async def closed(self, deadline: float) -> None:
         """Wait until it is closed, but not beyond *deadline* in event loop time."""
@@ -640,9 +624,9 @@ class Transport(asyncio.BufferedProtocol):
         self._decoder.stop()
         self.intake.stop()
         self.tally.on_unblocked(self._loop.time())
-        for timer in (self._stage_timer, self._heartbeat_timer):
-            if timer is not None:
-                timer.cancel()
+        self.deadlines.end()
+        if self._heartbeat_timer is not None:
+            self._heartbeat_timer.cancel()
         self.output.close()
         fail(self._opened, error)
         if self._close_ok is not None and not self._close_ok.done():
