@@ -237,7 +237,7 @@ class Channel(OlderChannel):
         self.begin_close()
         try:
             await self.end_handlers(deadline)
-            await wire.wait_for_confirms(deadline)
+            await wire.publisher.settled(deadline)
         finally:
             wire.close()
         await wire.wait_closed(deadline)
@@ -252,7 +252,7 @@ class Channel(OlderChannel):
     async def wait_for_confirms(self, deadline: float) -> None:
         """Wait until every publish is settled, or until *deadline* in event loop time; it never raises."""
         if self._wire is not None:
-            await self._wire.wait_for_confirms(deadline)
+            await self._wire.publisher.settled(deadline)
 
     async def end_handlers(self, deadline: float) -> None:
         """Wait for the callbacks that run (but not for the one that calls this) until *deadline*; it never raises."""
@@ -463,7 +463,7 @@ class Channel(OlderChannel):
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.seconds(timeout)
         wire = self.wire
-        await wire.wait_for_confirms(deadline)
+        await wire.publisher.settled(deadline)
         return await wire.call(method, max(0.0, deadline - loop.time()))
 
     async def call_or_send(self, method: Any, timeout: TimeoutType) -> Any:

@@ -43,6 +43,8 @@ _log = get_logger(__name__)
 
 C = TypeVar("C", bound="RobustConnection")
 
+_RETRY = RetryPolicy()
+
 
 class RobustConnection(OlderRobustConnection, Connection):
     """A connection that comes back, with all that was on it. Get one from :func:`connect_robust`.
@@ -104,7 +106,7 @@ class RobustConnection(OlderRobustConnection, Connection):
                 raise TypeError(f"{name} must be a RetryPolicy, which is about connecting, not {given!r}")
         interval = self.reconnect_interval
         if retry is None:
-            retry = RetryPolicy() if interval is None else RetryPolicy.every(interval)
+            retry = _RETRY if interval is None else RetryPolicy.every(interval)
         elif interval is not None:
             raise ValueError(f"reconnect_interval={interval:g} and retry={retry!r}: give one of them")
         self._first_retry = first_retry or (None if self.fail_fast else retry)

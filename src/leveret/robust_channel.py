@@ -463,10 +463,11 @@ class RobustChannel(Channel):
         self._is_renewing = False
         self._is_up = False
         self._lost_transaction = self.in_transaction
-        self._choose_publish()
         if self._is_over:
             self._end(error)
-        elif was_live:
+            return
+        self._choose_publish()
+        if was_live:
             self._log_loss(error)
             self.close_callbacks(error)
             if not wire.transport.is_open:

@@ -450,10 +450,6 @@ class WireChannel:
         else:
             self.publisher.on_return(method, properties, body)
 
-    async def wait_for_confirms(self, deadline: float) -> None:
-        """Wait until every publish is settled, or until *deadline* in event loop time."""
-        await self.publisher.settled(deadline)
-
     def _on_stray_delivery(self, method: Deliver) -> None:
         """A delivery for nobody.
 
@@ -617,7 +613,7 @@ class WireChannel:
             return
         self._closing = True
         self.settler.begin_close()
-        self.publisher.refuse(f"channel {self.number} is being closed")
+        self.publisher.refuse("is being closed")
         for consumer in self._consumers.values():
             consumer.on_end(ChannelClosed("the channel is being closed", reply_code=200))
         for tag in self._consumers:

@@ -140,7 +140,8 @@ class Intake:
 
     def stop(self) -> None:
         """The connection is over: what still comes is thrown away as it comes."""
-        self._end()
+        if self.is_throttled:
+            self._end()
         self._budget = math.inf
 
     def on_read(self, count: int) -> None:

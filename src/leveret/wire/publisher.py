@@ -104,7 +104,7 @@ class Publisher:
         self._confirms: Confirms[Publish] | None = Confirms() if publisher_confirms else None
         self._held: dict[Publish, None] = {}
         self._expiry: asyncio.TimerHandle | None = None
-        self._refusal: ChannelInvalidStateError | None = None
+        self._refusal: tuple[str, Exception | None] | None = None
         self._written = 0  # without confirms, which number what is written
         self._came_back = 0  # of what is unsettled
         self._tally = transport.tally
@@ -139,7 +139,7 @@ class Publisher:
             MessageTooLarge: the headers do not fit into one frame.
         """
         if self._refusal is not None:
-            raise ChannelInvalidStateError(*self._refusal.args) from self._refusal.__cause__
+            self.check_open()
         encoded = encode_properties(properties)
         output = self.output
         # Of what is held this raises what sending it would: the body is not to be kept twice.
@@ -192,7 +192,9 @@ class Publisher:
     def check_open(self) -> None:
         """Raise ChannelInvalidStateError, chained to the reason, unless the channel is open."""
         if self._refusal is not None:
-            raise ChannelInvalidStateError(*self._refusal.args) from self._refusal.__cause__
+            state, cause = self._refusal
+            reason = "" if cause is None else f": {cause}"
+            raise ChannelInvalidStateError(f"channel {self._number} {state}{reason}") from cause
 
     def check_not_held(self) -> None:
         """Raise what a publish that does not wait raises, if somebody holds publishes.
@@ -362,10 +364,9 @@ class Publisher:
 
     # ----------------------------------------------------------------------------------------------- closing
 
-    def refuse(self, text: str, cause: Exception | None = None) -> None:
-        """Raise ChannelInvalidStateError for every publish from now on."""
-        self._refusal = ChannelInvalidStateError(text)
-        self._refusal.__cause__ = cause
+    def refuse(self, state: str, cause: Exception | None = None) -> None:
+        """Raise ChannelInvalidStateError for every publish from now on, because the channel *state*, over *cause*."""
+        self._refusal = state, cause
 
     @property
     def has_held(self) -> bool:
@@ -392,7 +393,7 @@ class Publisher:
 
     def end(self, error: Exception) -> None:
         """The channel is gone: end every publish that is not settled."""
-        self.refuse(f"channel {self._number} is closed: {error}", error)
+        self.refuse("is closed", error)
         if self._expiry is not None:
             self._expiry.cancel()
         written = self._confirms.abandon() if self._confirms is not None else []

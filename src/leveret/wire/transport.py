@@ -133,6 +133,7 @@ class Transport(asyncio.BufferedProtocol):
         self._socket: asyncio.Transport | None = None
         self._disconnected = PromptEvent()
         self._is_connected = False  # the loop has handed the socket over
+        self._is_aborted = False
 
         self._handshake = Handshake(parameters, client_properties)
         self._opened: asyncio.Future[None] = Prompt(self.wakeups)
@@ -623,7 +624,8 @@ class Transport(asyncio.BufferedProtocol):
         self.error = error
         self._decoder.stop()
         self.intake.stop()
-        self.tally.on_unblocked(self._loop.time())
+        if self.blocked is not None:
+            self.tally.on_unblocked(self._loop.time())
         self.deadlines.end()
         if self._heartbeat_timer is not None:
             self._heartbeat_timer.cancel()
@@ -646,14 +648,15 @@ class Transport(asyncio.BufferedProtocol):
     def _abort(self) -> None:
         if self._last_words is not None:
             self._last_words.cancel()
-        if self._socket is not None:
+        if self._socket is not None and not self._is_aborted:
+            self._is_aborted = True
             self._socket.abort()
 
     async def _disconnect(self) -> None:
         """Wait until the socket is closed."""
         if self._socket is not None:
             if self._last_words is None:
-                self._socket.abort()
+                self._abort()
             if self._is_connected:  # else uvloop would close it without a word
                 await self._disconnected.wait()
 

@@ -125,6 +125,8 @@ class WaitingRoom:
             publish.fail(lost)
 
     def _take_all(self) -> list[Publish]:
+        if not self._waiting:
+            return []
         waiting, self._waiting = self._waiting, {}
         for publish in waiting:
             self._give_back(publish)
