@@ -1,11 +1,12 @@
 """The one owner of a robust connection's recovery: a task that has a link, and has everything restored on it.
 
 Whatever happens, it asks in this order what is missing: a link? something on it (:mod:`leveret.restore`)? So a loss in
-the middle of recovery starts over, and needs no code of its own.
+the middle of recovery starts over, and needs no code of its own. When nothing is missing it ends: while a connection
+is well, there is no task.
 
 *Events* (a channel or a consumer was lost, a refresh was asked for) go into an inbox, are told to the registry
-(:mod:`leveret.registry`) before each comparison, and wake the task; so does the loss of the link. Only this task moves
-the state (:mod:`leveret.lifecycle`), but for that loss and ``close()``, which count at once.
+(:mod:`leveret.registry`) before each comparison, and have the task begin, or go on; so does the loss of the link. Only
+this task moves the state (:mod:`leveret.lifecycle`), but for that loss and ``close()``, which count at once.
 """
 
 from __future__ import annotations
@@ -79,9 +80,9 @@ class Recovery:
         self._refreshing: set[asyncio.Future[None]] = set()
         self._ready_at: float | None = None
         self._flaps = 0
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None  # while there is something to do
+        self._alarm: asyncio.TimerHandle | None = None  # for when there will be
         self._first_link: asyncio.Future[None] | None = None
-        self._is_idle = False  # whether the task waits for something to do, and has nothing at hand
 
     # ------------------------------------------------------------------------------------------ from outside
 
@@ -94,23 +95,21 @@ class Recovery:
         Raises:
             AMQPConnectionError: it could not be made, and *first* does not go on.
         """
-        loop = asyncio.get_running_loop()
         self._move(Event.CONNECT)
-        self._first_link = loop.create_future()
-        self._task = loop.create_task(self._run(first), name="leveret recovery")
+        self._first_link = asyncio.get_running_loop().create_future()
+        self._begin(first)
         await self._first_link
 
     async def stop(self, deadline: float) -> None:
         """End the task, but do not wait for it beyond *deadline* in event loop time; the link, if any, stays."""
         self._move(Event.CLOSE)
-        loop = asyncio.get_running_loop()
-        task = self._task  # kept: the loop holds its tasks weakly
+        self._set_alarm(math.inf)
+        task = self._task
         if self._first_link is not None and not self._first_link.done():
             fail(self._first_link, ConnectionClosed("the connection was closed while it was being made"))
         if task is not None and task is not asyncio.current_task():
             task.cancel()
-            if not self._is_idle:  # else it is gone in the next turn of the event loop, before any answer of the broker
-                await asyncio.wait([task], timeout=max(0.0, deadline - loop.time()))
+            await asyncio.wait([task], timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
 
     def on_closed(self) -> None:
         """The connection is closed for good."""
@@ -119,7 +118,7 @@ class Recovery:
     def on_link_lost(self, error: Exception) -> None:
         """The transport died; the task sees that for itself."""
         if self.transport is not None and not self.transport.is_open and self._move(Event.LOST, error):
-            self._wake.set()
+            self._rouse()
 
     def on_channel_lost(self, channel: RestorableChannel, error: Exception) -> None:
         """A channel lost its wire on a link that is there."""
@@ -143,7 +142,7 @@ class Recovery:
             TopologyError: the broker refuses one.
             ConnectionClosed: the connection is closed.
         """
-        if self._task is None or self._task.done():
+        if self.transport is None or self._is_stopped:
             raise ConnectionClosed("the connection is closed")
         tried: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._refreshing.add(tried)
@@ -159,11 +158,26 @@ class Recovery:
     def hurry(self) -> None:
         """What was in the way is gone: try again what is due later."""
         self._registry.hurry()
-        self._wake.set()
+        self._rouse()
 
     def _post(self, event: Callable[[], None]) -> None:
         self._inbox.append(event)
+        self._rouse()
+
+    def _rouse(self) -> None:
+        """There is something to do."""
         self._wake.set()
+        if self._task is None and self.transport is not None and not self._is_stopped:
+            self._begin()
+
+    def _begin(self, first: RetryPolicy | None = None) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run(first), name="leveret recovery")
+
+    def _set_alarm(self, due: float) -> None:
+        """Have something to do at *due*, in event loop time; ``math.inf`` for never."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = asyncio.get_running_loop().call_at(due, self._rouse) if due < math.inf else None
 
     def _move(self, event: Event, cause: Exception | None = None) -> bool:
         """Go where *event* leads; returns whether that is another state."""
@@ -185,31 +199,33 @@ class Recovery:
         try:
             await self._look_after(first)
         finally:
+            self._task = None
             for tried in list(self._refreshing):
                 fail(tried, ConnectionClosed("the connection is closed"))
             await self._restorer.stop()
 
     async def _look_after(self, first: RetryPolicy | None) -> None:
-        try:
-            transport = await self._link(first, is_first=True)
-        except Exception as exc:
-            self._give_up(exc)
-            return
         while not self._is_stopped:
+            transport = self.transport
+            is_first = transport is None
             try:
-                await self._keep(transport)
+                if transport is None:
+                    transport = await self._link(first, is_first=True)
+                elif not transport.is_open:
+                    await self._calm_down()
+                    transport = await self._link(self._retry, is_first=False)
+            except Exception as exc:
+                if not is_first and not self._is_stopped:
+                    _log.error("%s: gave up reconnecting: %s", self._owner, printable(str(exc)))
+                self._give_up(exc)
+                return
+            try:
+                if await self._restore(transport):
+                    return
             except Exception:
                 _log.exception("%s: recovery failed; starting over with a new link", self._owner)
                 transport.abort(AMQPConnectionError("recovery failed"))
                 self._ready_at = None
-            try:
-                await self._calm_down()
-                transport = await self._link(self._retry, is_first=False)
-            except Exception as exc:
-                if not self._is_stopped:
-                    _log.error("%s: gave up reconnecting: %s", self._owner, printable(str(exc)))
-                self._give_up(exc)
-                return
 
     def _give_up(self, error: Exception) -> None:
         self._move(Event.GAVE_UP, error)
@@ -264,11 +280,12 @@ class Recovery:
                 self._move(Event.LINKED)
                 return transport
 
-    async def _keep(self, transport: Transport) -> None:
-        """Have what is missing restored whenever something is, until the link is lost."""
+    async def _restore(self, transport: Transport) -> bool:
+        """Have restored what is missing; returns whether all is there, or False when the link is lost."""
         loop = asyncio.get_running_loop()
         while transport.is_open:
             began = loop.time()
+            self._set_alarm(math.inf)
             self._wake.clear()
             refreshing = list(self._refreshing)
             self._read_inbox()
@@ -276,22 +293,18 @@ class Recovery:
             all_was_tried = await self._restorer.compare(transport)
             due = self._chores()
             if not transport.is_open:
-                return
+                break
             if all_was_tried:
                 if refreshing:
                     _when_done(self._restorer.busy, refreshing)
                 self._check_settled()
             if not self._wake.is_set():
                 # What was due when this comparison began was tried, or waits for something else that is in trouble.
-                due = min(due, self._registry.next_due(began))
-                alarm = loop.call_at(due, self._wake.set) if due < math.inf else None
-                self._is_idle = not self._restorer.busy
-                try:
-                    await self._wake.wait()
-                finally:
-                    if alarm is not None:
-                        alarm.cancel()
-                self._is_idle = False
+                self._set_alarm(min(due, self._registry.next_due(began)))
+                if all_was_tried and not self._restorer.busy:
+                    return True
+                await self._wake.wait()
+        return False
 
     def _read_inbox(self) -> None:
         while self._inbox:

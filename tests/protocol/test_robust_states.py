@@ -771,14 +771,23 @@ async def test_a_refused_connection_over_a_method_of_the_user_is_recovered() -> 
         await within(channel.declare_queue("q"))
 
 
-async def test_closing_a_connection_with_nothing_at_hand_leaves_no_task() -> None:
-    """Recovery is told to end, and is not waited for: it has when the broker answers."""
-    async with robust() as (connection, _):
+def recoveries() -> list[asyncio.Task[Any]]:
+    return [task for task in asyncio.all_tasks() if task.get_name() == "leveret recovery"]
+
+
+async def test_there_is_a_task_only_while_there_is_something_to_recover() -> None:
+    async with robust() as (connection, server):
         await channel_of(connection)
-        names = {task.get_name() for task in asyncio.all_tasks()}
-        assert "leveret recovery" in names
+        await turns(5)
+        assert not recoveries()
+        for _ in range(3):
+            await lost(connection, server)
+            assert len(recoveries()) == 1
+            await back(connection, server)
+            await turns(5)
+            assert not recoveries()
         await connection.close()
-        assert not [task for task in asyncio.all_tasks() if task.get_name() == "leveret recovery"]
+        assert not recoveries()
 
 
 async def test_the_socket_is_closed_when_close_returns() -> None:
