@@ -1,4 +1,4 @@
-"""Futures that end in time: one timer for all that wait on a connection.
+"""Futures that end in time: one timer for all calls on a connection, and for all of one RPC object.
 
 ``asyncio.timeout()`` sets a timer for each wait, takes it back, and interrupts the task when it goes off. Here it is
 the future that ends, and the timer is set to the earliest deadline that it has heard of. It is not taken back when a
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Deadlines:
-    """When futures are to end at the latest, in event loop time; ``math.inf`` for never."""
+    """When futures are to end at the latest, in event loop time; ``math.inf`` for never. Each has one who waits."""
 
     __slots__ = ("_due", "_loop", "_timer", "_waiting")
 
@@ -32,7 +32,7 @@ class Deadlines:
 
         Cancellation: cancels *future*.
         """
-        if deadline < math.inf:
+        if deadline < math.inf and not future.done():
             self._waiting[future] = deadline, late
             if deadline < self._due:
                 self._set_timer(deadline)
@@ -48,9 +48,10 @@ class Deadlines:
             self._waiting[future] = deadline, late
 
     def end(self) -> None:
-        """Nobody waits any more."""
+        """Nobody waits any more; who does so later is looked after again."""
         if self._timer is not None:
             self._timer.cancel()
+        self._due = math.inf
 
     def _set_timer(self, due: float) -> None:
         self.end()
@@ -58,12 +59,13 @@ class Deadlines:
         self._timer = self._loop.call_at(due, self._look)
 
     def _look(self) -> None:
-        now = self._loop.time()
-        self._due = math.inf
+        now = max(self._loop.time(), self._due)  # a loop may be early, by the resolution of its clock
+        self._due = due = math.inf
         for future, (deadline, late) in list(self._waiting.items()):
             if deadline > now:
-                if deadline < self._due:
-                    self._set_timer(deadline)
+                due = min(due, deadline)
             elif not future.done():
                 future.set_exception(late())
                 future.exception()  # marks it as seen: whoever waits may have been cancelled meanwhile
+        if due < math.inf:
+            self._set_timer(due)

@@ -12,6 +12,7 @@ this task moves the state (:mod:`leveret.lifecycle`), but for that loss and ``cl
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import math
 import random
@@ -80,7 +81,8 @@ class Recovery:
         self._refreshing: set[asyncio.Future[None]] = set()
         self._ready_at: float | None = None
         self._flaps = 0
-        self._task: asyncio.Task[None] | None = None  # while there is something to do
+        self._task: asyncio.Task[None] | None = None  # done, when there is nothing to do
+        self._context: contextvars.Context | None = None  # of whoever made the connection
         self._alarm: asyncio.TimerHandle | None = None  # for when there will be
         self._first_link: asyncio.Future[None] | None = None
 
@@ -97,6 +99,7 @@ class Recovery:
         """
         self._move(Event.CONNECT)
         self._first_link = asyncio.get_running_loop().create_future()
+        self._context = contextvars.copy_context()
         self._begin(first)
         await self._first_link
 
@@ -107,16 +110,17 @@ class Recovery:
         task = self._task
         if self._first_link is not None and not self._first_link.done():
             fail(self._first_link, ConnectionClosed("the connection was closed while it was being made"))
-        if task is not None and task is not asyncio.current_task():
+        if task is not None and not task.done() and task is not asyncio.current_task():
             task.cancel()
             await asyncio.wait([task], timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
+        self._tell_refreshing()
 
     def on_closed(self) -> None:
         """The connection is closed for good."""
         self._move(Event.CLOSED)
 
     def on_link_lost(self, error: Exception) -> None:
-        """The transport died; the task sees that for itself."""
+        """The transport died."""
         if self.transport is not None and not self.transport.is_open and self._move(Event.LOST, error):
             self._rouse()
 
@@ -142,7 +146,7 @@ class Recovery:
             TopologyError: the broker refuses one.
             ConnectionClosed: the connection is closed.
         """
-        if self.transport is None or self._is_stopped:
+        if self._is_stopped or self.state is ConnectionState.NEW:
             raise ConnectionClosed("the connection is closed")
         tried: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._refreshing.add(tried)
@@ -167,17 +171,21 @@ class Recovery:
     def _rouse(self) -> None:
         """There is something to do."""
         self._wake.set()
-        if self._task is None and self.transport is not None and not self._is_stopped:
+        if self._task is not None and self._task.done() and self.transport is not None and not self._is_stopped:
             self._begin()
 
     def _begin(self, first: RetryPolicy | None = None) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run(first), name="leveret recovery")
+        # Not create_task(): an eager task factory would run it before it is known.
+        running = self._run(first)
+        self._task = asyncio.Task(running, name="leveret recovery", context=self._context)
 
     def _set_alarm(self, due: float) -> None:
         """Have something to do at *due*, in event loop time; ``math.inf`` for never."""
         if self._alarm is not None:
             self._alarm.cancel()
-        self._alarm = asyncio.get_running_loop().call_at(due, self._rouse) if due < math.inf else None
+            self._alarm = None
+        if due < math.inf and not self._is_stopped:
+            self._alarm = asyncio.get_running_loop().call_at(due, self._rouse)
 
     def _move(self, event: Event, cause: Exception | None = None) -> bool:
         """Go where *event* leads; returns whether that is another state."""
@@ -199,9 +207,6 @@ class Recovery:
         try:
             await self._look_after(first)
         finally:
-            self._task = None
-            for tried in list(self._refreshing):
-                fail(tried, ConnectionClosed("the connection is closed"))
             await self._restorer.stop()
 
     async def _look_after(self, first: RetryPolicy | None) -> None:
@@ -229,8 +234,15 @@ class Recovery:
 
     def _give_up(self, error: Exception) -> None:
         self._move(Event.GAVE_UP, error)
+        self._set_alarm(math.inf)
+        self._tell_refreshing()
         if self._first_link is not None:
             fail(self._first_link, error)
+
+    def _tell_refreshing(self) -> None:
+        """Nothing is restored any more."""
+        for tried in list(self._refreshing):
+            fail(tried, ConnectionClosed("the connection is closed"))
 
     async def _calm_down(self) -> None:
         """Pause before connecting again if the last link did not last."""

@@ -71,8 +71,10 @@ class Registry:
         self._linked_at = 0.0
         self._is_settling = False
 
-    def __bool__(self) -> bool:
-        return bool(self._topology)
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is to be restored but channels."""
+        return not self._topology
 
     def __contains__(self, key: Key) -> bool:
         return key in self._topology

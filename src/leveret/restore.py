@@ -142,7 +142,8 @@ class Restorer:
         owner: whose connection it is, for the log.
         registry: what there is to be.
         channels: those that the user has open.
-        wake: set when there is more to do, or something new to look at.
+        wake: set when there is more to do, or something new to look at; only while :meth:`compare` runs, or somebody
+            waits for what is :attr:`busy`, as nobody else would notice.
         on_trouble: told of each refusal (record, error).
         on_renamed: told when a server-named queue has another name (old, new).
     """
@@ -186,7 +187,7 @@ class Restorer:
         Returns:
             Whether everything was tried that is due.
         """
-        if self._private is None and not self._registry and not self._channels():
+        if self._private is None and self._registry.is_empty and not self._channels():
             return True
         if self._private is None or self._private.transport is not transport:
             self._private = _Private(transport, functools.partial(self._lend, transport))
@@ -324,7 +325,8 @@ class Restorer:
         for channel in self._channels():
             if channel not in self._busy and self._is_incomplete(channel, transport):
                 restoring = self._restore_or_blame(channel, transport)
-                self._busy[channel] = asyncio.create_task(restoring, name=f"leveret recovery of channel {channel}")
+                # Not create_task(): an eager task factory would run it before it is known.
+                self._busy[channel] = asyncio.Task(restoring, name=f"leveret recovery of channel {channel}")
 
     def _is_incomplete(self, channel: WiredChannel, transport: Transport) -> bool:
         return self._registry.incomplete(channel, is_open=channel.is_open_on(transport))

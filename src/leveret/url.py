@@ -320,7 +320,7 @@ def make_url(
         ValueError: *url* is none.
     """
     given: dict[str, Any] = {**kwargs, **(ssl_options or {})}
-    query = given and {
+    query = {
         key: str(int(value)) if isinstance(value, bool) else str(value)
         for key, value in given.items()
         if value is not None

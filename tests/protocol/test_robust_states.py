@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import sys
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -40,6 +42,8 @@ from tests.support.peer import Session
 
 S = ConnectionState
 Change = tuple[ConnectionState, ConnectionState, Exception | None]
+
+_request: ContextVar[str] = ContextVar("request", default="none")
 
 TWICE = RetryPolicy(initial=0.001, maximum=0.001, max_attempts=2)
 
@@ -788,6 +792,83 @@ async def test_there_is_a_task_only_while_there_is_something_to_recover() -> Non
             assert not recoveries()
         await connection.close()
         assert not recoveries()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with 3.12")
+async def test_it_comes_back_under_an_eager_task_factory_after_recovery_had_nothing_to_do() -> None:
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    async with robust() as (connection, server):
+        channel = await channel_of(connection)
+        queue = await channel.declare_queue("q")
+        await queue.consume(lambda message: None)
+        for _ in range(2):
+            connection.recovery.hurry()
+            await turns(5)
+            assert not recoveries()
+            await lost(connection, server)
+            await back(connection, server)
+            await turns(5)
+            assert not recoveries()
+
+
+async def test_recovery_goes_on_after_somebody_cancelled_its_task() -> None:
+    """Before its first step, and in the middle."""
+    async with robust() as (connection, server):
+        await channel_of(connection)
+        connection.recovery.hurry()
+        for task in recoveries():
+            task.cancel()
+        await turns(5)
+        await lost(connection, server)
+        for task in recoveries():
+            task.cancel()
+        await turns(5)
+        connection.recovery.hurry()
+        await back(connection, server)
+
+
+async def test_a_restore_in_the_turn_of_close_says_that_it_is_closed() -> None:
+    async with robust() as (connection, _):
+        channel = await channel_of(connection)
+        queue = await channel.declare_queue("q")
+        restoring = asyncio.create_task(queue.restore())
+        closing = asyncio.create_task(connection.close())
+        await within(closing, 2)
+        with pytest.raises((ConnectionClosed, ChannelInvalidStateError)):
+            await within(restoring, 2)
+
+
+@pytest.mark.expects_errors
+async def test_giving_up_takes_the_alarm_back() -> None:
+    """A login that expires in an hour does not keep a connection that is closed."""
+
+    async def credentials() -> Credentials:
+        return Credentials("guest", "guest", expires_in=3600)
+
+    once = dataclasses.replace(QUICK, max_attempts=1)
+    async with robust(credentials=credentials, retry=once) as (connection, server):
+        await turns(5)
+        assert connection.recovery._alarm is not None
+        alarm = connection.recovery._alarm
+        server.is_down = True
+        server.drop()
+        await within(connection.closed())
+        assert alarm.cancelled()
+        assert connection.recovery._alarm is None
+
+
+async def test_recovery_runs_in_the_context_of_whoever_connected() -> None:
+    seen: list[str] = []
+    async with robust() as (connection, server):
+        await channel_of(connection)
+        connection.reconnect_callbacks.add(lambda _: seen.append(_request.get()))
+        _request.set("of a request handler")
+        await lost(connection, server)
+        await back(connection, server)
+        connection.recovery.hurry()
+        await connection.reconnect()
+        await until(lambda: len(seen) == 2)
+        assert seen == ["none", "none"]
 
 
 async def test_the_socket_is_closed_when_close_returns() -> None:

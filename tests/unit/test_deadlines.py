@@ -127,3 +127,29 @@ async def test_the_timer_goes_on_for_those_that_are_left(deadlines: Deadlines) -
     async with asyncio.timeout(5):
         with pytest.raises(TimeoutError):
             await deadlines.in_time(new_future(), soon(0.03), too_late)
+
+
+async def test_who_waits_after_the_end_is_looked_after_too(deadlines: Deadlines) -> None:
+    """As the calls of an RPC object that was closed and initialized again."""
+    future = new_future()
+    asyncio.get_running_loop().call_soon(future.set_result, "here")
+    await deadlines.in_time(future, soon(0.01), too_late)
+    deadlines.end()
+    async with asyncio.timeout(5):
+        with pytest.raises(TimeoutError, match="too late"):
+            await deadlines.in_time(new_future(), soon(0.02), too_late)
+
+
+async def test_what_has_ended_needs_no_timer(deadlines: Deadlines) -> None:
+    before, future = timers(), new_future()
+    future.set_result("here")
+    await deadlines.in_time(future, soon(60), too_late)
+    assert timers() == before
+
+
+async def test_a_clock_that_is_early_costs_no_second_look(deadlines: Deadlines) -> None:
+    waiting = asyncio.create_task(deadlines.in_time(new_future(), soon(60), too_late))
+    await asyncio.sleep(0)
+    deadlines._look()  # a minute early, by a clock without any resolution
+    with pytest.raises(TimeoutError):
+        await waiting

@@ -16,8 +16,8 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol
 
 from pamqp.base import Frame
 from pamqp.commands import Basic, Confirm, Tx
@@ -58,7 +58,7 @@ from leveret.wire.codec import (
 )
 from leveret.wire.content import Content, ContentAssembler
 from leveret.wire.decoder import OnAck, OnDelivery
-from leveret.wire.methods import decode_method, encode_method, make
+from leveret.wire.methods import decode_method, encode_payload, make
 from leveret.wire.output import CommitGate, Output
 from leveret.wire.publisher import Publisher, PublishOwner
 from leveret.wire.replies import Pending, Replies
@@ -71,9 +71,7 @@ _unpack_method_id = struct.Struct(">I").unpack_from
 
 
 _OPEN, _SELECT = make(ChannelMethods.Open), make(Confirm.Select)
-_OPEN_PAYLOAD, _SELECT_PAYLOAD = (encode_method(0, method)[7:-1] for method in (_OPEN, _SELECT))
-
-T = TypeVar("T")
+_OPEN_PAYLOAD, _SELECT_PAYLOAD = encode_payload(_OPEN), encode_payload(_SELECT)
 
 
 class Fetched(NamedTuple):
@@ -252,7 +250,7 @@ class WireChannel:
             data += encode_frame(METHOD, self.number, _SELECT_PAYLOAD)
         try:
             transport.output.write(data)
-            await self._in_time(reply, timeout, _OPEN)
+            await transport.answer(reply, _OPEN, timeout)
             if self.error is not None:  # lost before this task came to run again
                 raise fresh(self.error)
         except BaseException:
@@ -298,17 +296,12 @@ class WireChannel:
         self._check_callable()
         reply = self._request(method, on_reply, on_late)
         try:
-            return await self._in_time(reply, timeout, method)
+            return await self.transport.answer(reply, method, timeout)
         except asyncio.CancelledError:
             came = reply.done() and not reply.cancelled() and reply.exception() is None
             if came and on_late is not None and self.error is None:
                 on_late(reply.result())  # it came just before the caller went
             raise
-
-    def _in_time(self, reply: asyncio.Future[T], timeout: float, method: Frame) -> Coroutine[Any, Any, T]:
-        transport = self.transport
-        deadline = self._loop.time() + timeout
-        return transport.deadlines.in_time(reply, deadline, lambda: transport.unanswered(method, timeout))
 
     def _check_callable(self) -> None:
         self.check_open()

@@ -8,9 +8,10 @@
     connection.tune       tune-ok, open       connection.open-ok
     connection.open-ok    -                   nothing: done
 
-A :class:`Handshake` is told each method and says what to send; it does no I/O and knows no time. Brokers are
-curt here: a login, a limit or a header that they dislike often gets no answer but a closed socket. So what a
-loss means depends on how far we got, and :meth:`Handshake.lost` and :meth:`Handshake.explain` put it in words.
+A :class:`Handshake` is told each method and gives the bytes to send; it does no I/O and knows no time. Brokers are
+curt here: a login, a limit or a header that they dislike often gets no answer but a closed socket. So what a loss or
+a silence means depends on how far we got, and :meth:`Handshake.lost`, :meth:`Handshake.overdue` and
+:meth:`Handshake.explain` put it in words.
 """
 
 from __future__ import annotations
@@ -86,6 +87,8 @@ class _Secret(bytes):
 
     def __repr__(self) -> str:
         return "b'******'"
+
+    __str__ = __repr__
 
 
 class Handshake:

@@ -365,7 +365,12 @@ class Publisher:
     # ----------------------------------------------------------------------------------------------- closing
 
     def refuse(self, state: str, cause: Exception | None = None) -> None:
-        """Raise ChannelInvalidStateError for every publish from now on, because the channel *state*, over *cause*."""
+        """Raise ChannelInvalidStateError for every publish from now on.
+
+        Args:
+            state: what the channel does, such as "is closed".
+            cause: why, if that is not all there is to say.
+        """
         self._refusal = state, cause
 
     @property

@@ -25,7 +25,7 @@ import re
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol, TypeVar
 
 from pamqp.base import Frame
@@ -65,6 +65,7 @@ _log = get_logger(__name__)
 _HAPPY_EYEBALLS_DELAY = 0.25  # RFC 8305: so that one silent address does not use up the whole time
 _GOODBYE = encode_method(0, make(ConnectionMethods.Close, reply_code=200, reply_text="Normal shutdown"))
 E = TypeVar("E", bound=Exception)
+T = TypeVar("T")
 
 _STALL = 1.0
 """Seconds that the heartbeat timer may be late before it is told: the event loop was blocked.
@@ -524,12 +525,19 @@ class Transport(asyncio.BufferedProtocol):
         reply: asyncio.Future[Frame] = Prompt(self.wakeups)
         self._replies.append((method, reply))
         self.output.write(data)
-        deadline = self._loop.time() + timeout
-        return await self.deadlines.in_time(reply, deadline, lambda: self.unanswered(method, timeout))
+        return await self.answer(reply, method, timeout)
 
-    def unanswered(self, method: Frame, timeout: float) -> TimeoutError:
-        """The error for a call that waited so many seconds."""
-        return TimeoutError(f"{method.name} got no answer within {timeout:g} s{self.blocked_hint()}")
+    def answer(self, reply: asyncio.Future[T], method: Frame, timeout: float) -> Coroutine[Any, Any, T]:
+        """The *reply* to *method*.
+
+        Raises:
+            TimeoutError: there was none within *timeout* seconds; that is what *reply* ends as.
+        """
+        return self.deadlines.in_time(
+            reply,
+            self._loop.time() + timeout,
+            lambda: TimeoutError(f"{method.name} got no answer within {timeout:g} s{self.blocked_hint()}"),
+        )
 
     def closed_error(self) -> Exception:
         """An error of its own for somebody who needs the connection and finds it closed."""
@@ -560,14 +568,10 @@ class Transport(asyncio.BufferedProtocol):
                 _log.info("%r: no close-ok in time%s; aborting", self, self.blocked_hint())
             finally:
                 self.abort(error)
-        if self._last_words is not None:
-            timer = self._loop.call_at(deadline, self._abort)
-            try:
-                await self._disconnect()
-            finally:
-                timer.cancel()
-        else:
-            await self._disconnect()
+        if self._last_words is not None and self._last_words.when() > deadline:
+            self._last_words.cancel()
+            self._last_words = self._loop.call_at(deadline, self._abort)
+        await self._disconnect()
 
     def leave(self, error: Exception) -> None:
         """End it now with *error* for all who use it; the broker is told, but not waited for."""
