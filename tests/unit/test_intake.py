@@ -60,6 +60,11 @@ class Rig:
         self.intake = Intake(dict(enumerate(channels)), lambda: self.is_awaited)
         self.intake.start(self.socket)
 
+    def read(self, count: int) -> None:
+        self.intake.budget -= count
+        if self.intake.budget < 0:
+            self.intake.look()
+
 
 @pytest.fixture
 def consumer() -> Consumer:
@@ -75,7 +80,7 @@ async def rig(consumer: Consumer):
 
 def full(rig: Rig, consumer: Consumer, size: int = HIGH) -> None:
     consumer.backlog = size // consumer.each
-    rig.intake.on_read(HIGH)
+    rig.read(HIGH)
 
 
 async def until(condition) -> None:
@@ -86,7 +91,7 @@ async def until(condition) -> None:
 
 async def test_consumers_that_keep_up_are_hardly_ever_asked(rig, consumer):
     for _ in range(1000):
-        rig.intake.on_read(128 * KIB)
+        rig.read(128 * KIB)
     assert rig.socket.is_reading
     assert not rig.intake.is_throttled
     assert rig.intake.complaint is None
@@ -96,9 +101,9 @@ async def test_consumers_that_keep_up_are_hardly_ever_asked(rig, consumer):
 async def test_the_more_is_held_the_sooner_they_are_asked_again(rig, consumer):
     full(rig, consumer, HIGH - 32 * KIB)
     looks = consumer.looks
-    rig.intake.on_read(KIB)
+    rig.read(KIB)
     assert consumer.looks == looks
-    rig.intake.on_read(1)
+    rig.read(1)
     assert consumer.looks == looks + 1
     assert rig.socket.is_reading
 
@@ -148,9 +153,9 @@ async def test_who_waits_has_the_socket_read_a_little_at_a_time(rig, consumer):
     for number in range(1, 4):
         await until(lambda: rig.socket.is_reading)
         assert rig.intake.is_throttled
-        rig.intake.on_read(intake._SIP)
+        rig.read(intake._SIP)
         assert rig.socket.is_reading  # as long as there was not much
-        rig.intake.on_read(1)
+        rig.read(1)
         assert not rig.socket.is_reading
         assert rig.socket.resumed == number
     rig.is_awaited = False
@@ -165,7 +170,7 @@ async def test_messages_that_come_sip_by_sip_are_measured_now_and_then(rig, cons
     rig.is_awaited = True
     for _ in range(intake._SIPS):
         rig.intake._open()
-        rig.intake.on_read(intake._SIP + 1)
+        rig.read(intake._SIP + 1)
     assert "(128 MiB)" in rig.intake.complaint
 
 
@@ -195,7 +200,7 @@ async def test_an_idle_consumer_has_it_read_now_and_then(consumer, limited):
     full(rig, consumer)
     await until(lambda: rig.socket.is_reading)
     assert rig.intake.is_throttled
-    rig.intake.on_read(intake._SIP + 1)
+    rig.read(intake._SIP + 1)
     idle.backlog = 1
     await asyncio.sleep(2 * intake._WHILE_IDLE)
     assert rig.socket.resumed == 1
@@ -204,13 +209,13 @@ async def test_an_idle_consumer_has_it_read_now_and_then(consumer, limited):
 
 async def test_what_limited_consumers_hold_does_not_count():
     rig = Rig(Channel(others=(Consumer(10 * HIGH),)))
-    rig.intake.on_read(HIGH)
+    rig.read(HIGH)
     assert rig.socket.is_reading
 
 
 async def test_all_channels_count_together():
     rig = Rig(*(Channel(Consumer(HIGH // KIB // 4)) for _ in range(4)))
-    rig.intake.on_read(HIGH)
+    rig.read(HIGH)
     assert not rig.socket.is_reading
     rig.intake.stop()
 

@@ -537,6 +537,7 @@ ASKED_WHY = {
     "exceptions": (520, "two thirds of it is docstrings; a class for each thing that can be told apart"),
     "callbacks": (240, "half of it is docstrings; chained and weak callbacks"),
     "channel": (800, "half of it is docstrings: what users declare, and the hooks that a robust channel changes"),
+    "wire.methods": (300, "encoding and decoding are mirrored: a change to one is a change to the other"),
     "message": (740, "what settles several at once is about their private state"),
     "url": (450, "three dialects of parameters, each with its reader; several hosts"),
 }

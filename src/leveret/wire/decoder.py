@@ -156,43 +156,19 @@ class FrameDecoder:
         return self._read_view
 
     def buffer_updated(self, count: int) -> None:
-        """*count* bytes were written into what :meth:`get_buffer` gave.
+        """*count* bytes were written into what :meth:`get_buffer` gave: cut them.
 
         Raises:
             ProtocolError: a frame that is none.
         """
         if self._is_stopped:
             return
-        if not self._big_need:
-            data = bytes(self._read_view[:count])
-            if count == len(self._read_view) < _READ_SIZE:  # it was idle, and is no longer
-                self._read_view = memoryview(bytearray(_READ_SIZE))
-            self._cut(data)
+        if self._big_need:
+            self._on_big(count)
             return
-        self._big_have += count
-        if self._big_have == self._big_need:
-            assert self._big is not None
-            stop, self._big_need = self._big_need, 0
-            frame = self._big[:stop]
-            if frame[stop - 1] != 0xCE:
-                raise _bad_end(bytes(frame[:64]))
-            kind, number, _ = _unpack_head(frame)
-            self._on_frame(kind, number, bytes(frame[7 : stop - 1]))
-
-    def feed(self, data: bytes) -> None:
-        """Cut *data*, which follows what came before.
-
-        Raises:
-            ProtocolError: a frame that is none.
-        """
-        while data:
-            view = self.get_buffer()
-            count = min(len(view), len(data))
-            view[:count] = data[:count]
-            self.buffer_updated(count)
-            data = data[count:]
-
-    def _cut(self, data: bytes) -> None:
+        data = bytes(self._read_view[:count])
+        if count == len(self._read_view) < _READ_SIZE:  # it was idle, and is no longer
+            self._read_view = memoryview(bytearray(_READ_SIZE))
         if self._kept:
             self._kept.append(data)
             self._have += len(data)
@@ -239,6 +215,31 @@ class FrameDecoder:
             self._tally.delivered += delivered
         if pos < end and not self._is_stopped:
             self._keep(data[pos:] if pos else data)
+
+    def feed(self, data: bytes) -> None:
+        """Cut *data*, which follows what came before.
+
+        Raises:
+            ProtocolError: a frame that is none.
+        """
+        while data:
+            view = self.get_buffer()
+            count = min(len(view), len(data))
+            view[:count] = data[:count]
+            self.buffer_updated(count)
+            data = data[count:]
+
+    def _on_big(self, count: int) -> None:
+        """There are *count* more bytes of the frame that has a buffer of its own."""
+        self._big_have += count
+        if self._big_have == self._big_need:
+            assert self._big is not None
+            stop, self._big_need = self._big_need, 0
+            frame = self._big[:stop]
+            if frame[stop - 1] != 0xCE:
+                raise _bad_end(bytes(frame[:64]))
+            kind, number, _ = _unpack_head(frame)
+            self._on_frame(kind, number, bytes(frame[7 : stop - 1]))
 
     def _keep(self, data: bytes) -> None:
         """Hold the beginning of a frame until the rest is here."""

@@ -102,11 +102,11 @@ class Intake:
     Attributes:
         is_throttled: whether reading is being held back.
         is_open: whether the socket is being read at the moment.
+        budget: bytes that may be read before :meth:`look` is to be called; whoever reads takes off what it read.
         changed: when that changed last, in event loop time; silence before it was opened was our own doing.
     """
 
     __slots__ = (
-        "_budget",
         "_channels",
         "_has_warned",
         "_is_awaited",
@@ -115,6 +115,7 @@ class Intake:
         "_sips",
         "_socket",
         "_timer",
+        "budget",
         "changed",
         "is_open",
         "is_throttled",
@@ -129,7 +130,7 @@ class Intake:
         self._loop = asyncio.get_running_loop()
         self._socket: ReadTransport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._budget: float = HIGH / _GROWTH  # bytes to be read before the next look
+        self.budget: float = HIGH / _GROWTH
         self._mean = 0.0  # bytes of memory for each message, at the last look
         self._sips = 0
         self._has_warned = False
@@ -142,13 +143,7 @@ class Intake:
         """The connection is over: what still comes is thrown away as it comes."""
         if self.is_throttled:
             self._end()
-        self._budget = math.inf
-
-    def on_read(self, count: int) -> None:
-        """So many bytes were read, and are with their consumers."""
-        self._budget -= count
-        if self._budget < 0:
-            self._look()
+        self.budget = math.inf
 
     @property
     def complaint(self) -> str | None:
@@ -172,12 +167,12 @@ class Intake:
         self._mean = size / max(1, self._count())
         return size
 
-    def _look(self) -> None:
-        """As much was read as could bring them to HIGH."""
+    def look(self) -> None:
+        """As much was read as could bring them to HIGH: :attr:`budget` is used up."""
         if not self.is_throttled:
             size = self._measure()
             if size < HIGH:
-                self._budget = (HIGH - size) / _GROWTH
+                self.budget = (HIGH - size) / _GROWTH
                 return
             self._begin()
         else:
@@ -202,7 +197,7 @@ class Intake:
     def _open(self) -> None:
         if not self.is_open:
             self.is_open = True
-            self._budget = _SIP
+            self.budget = _SIP
             self.changed = self._loop.time()
             if self._socket is not None:
                 self._socket.resume_reading()
@@ -218,7 +213,7 @@ class Intake:
         held = self._count() * self._mean
         if held < LOW and (held := self._measure()) < LOW:
             self._end()
-            self._budget = (HIGH - held) / _GROWTH
+            self.budget = (HIGH - held) / _GROWTH
             return
         self._timer = self._loop.call_later(_TICK, self._tick)
         if not self.is_open and self._loop.time() - self.changed >= min(self._pause() * (held / HIGH) ** 3, _LONGEST):

@@ -118,21 +118,17 @@ _Writer: TypeAlias = Callable[[Any, str], bytes]
 
 
 def encode_method(channel: int, method: Frame) -> bytes:
-    """The complete frame of *method*.
-
-    Raises:
-        TypeError, ValueError: as :func:`encode_payload`.
-    """
+    """The complete frame of *method*; raises as :func:`encode_payload`."""
     return encode_frame(METHOD, channel, encode_payload(method))
 
 
 def encode_payload(method: Frame) -> bytes:
-    """What its frame carries, on whatever channel.
+    """What the frame of *method* carries.
 
     Raises:
         TypeError, ValueError: an argument that AMQP cannot carry; names it and the method.
     """
-    parts: list[bytes] = [method.index.to_bytes(4, "big")]
+    parts = [method.index.to_bytes(4, "big")]
     for names, write, what in _WRITING[type(method)]:
         parts.append(_write_bits(method, names) if write is None else write(getattr(method, names[0]), what))
     return b"".join(parts)

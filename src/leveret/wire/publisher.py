@@ -365,12 +365,7 @@ class Publisher:
     # ----------------------------------------------------------------------------------------------- closing
 
     def refuse(self, state: str, cause: Exception | None = None) -> None:
-        """Raise ChannelInvalidStateError for every publish from now on.
-
-        Args:
-            state: what the channel does, such as "is closed".
-            cause: why, if that is not all there is to say.
-        """
+        """Raise ChannelInvalidStateError for every publish from now on: the channel *state*, as "is closed"."""
         self._refusal = state, cause
 
     @property

@@ -302,7 +302,9 @@ class Transport(asyncio.BufferedProtocol):
             self._fail(explained or exc)
         finally:  # whatever happens, those whose futures have ended go on
             self.wakeups.is_reading = False
-            self.intake.on_read(nbytes)
+            self.intake.budget -= nbytes
+            if self.intake.budget < 0:
+                self.intake.look()
             if self.wakeups.due:
                 self.wakeups.run()
 
