@@ -75,7 +75,7 @@ class Connection(OlderConnection):
         self._transport: Transport | None = None
         self.tally = Tally()
         self._channels: set[Channel] = set()
-        self._connecting = False
+        self._opening: asyncio.Task[Transport] | None = None
         self._close_called = False
         self._closed: asyncio.Future[bool] = self.loop.create_future()
 
@@ -95,16 +95,22 @@ class Connection(OlderConnection):
 
         Raises:
             RuntimeError: it is connected, or was closed.
+            ConnectionClosed: :meth:`close` was called meanwhile.
             AMQPConnectionError: as :func:`connect`.
         """
-        if self._connecting or self._transport is not None or self._close_called:
+        if self._opening is not None or self._transport is not None or self._close_called:
             raise RuntimeError("a Connection connects once; make another")
-        self._connecting = True
         self._warn_of_cleartext()
+        self._opening = self.loop.create_task(self._open_transport(self._parameters, timeout), name="leveret connect")
         try:
-            self._transport = transport = await self._open_transport(self._parameters, timeout)
+            self._transport = transport = await self._opening
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._close_called and task is not None and not task.cancelling():
+                raise normal_close() from None
+            raise
         finally:
-            self._connecting = False
+            self._opening = None
         if self._close_called:
             await transport.close(normal_close(), self.loop.time() + CLOSE_TIMEOUT)
         if not transport.is_open:  # closed or lost before this task came to run again
@@ -201,6 +207,9 @@ class Connection(OlderConnection):
             return
         channels = list(self._channels)
         try:
+            if (opening := self._opening) is not None:
+                opening.cancel()
+                await asyncio.wait([opening], timeout=max(0.0, deadline - self.loop.time()))
             await self._before_close(deadline)
             for channel in channels:
                 channel.begin_close()

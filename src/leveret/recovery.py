@@ -178,6 +178,11 @@ class Recovery:
         # Not create_task(): an eager task factory would run it before it is known.
         running = self._run(first)
         self._task = asyncio.Task(running, name="leveret recovery", context=self._context)
+        self._task.add_done_callback(self._on_task_done)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() and not self._is_stopped:  # by a stranger, who may not want tasks any more
+            self._give_up(ConnectionClosed("recovery was cancelled"))
 
     def _set_alarm(self, due: float) -> None:
         """Have something to do at *due*, in event loop time; ``math.inf`` for never."""

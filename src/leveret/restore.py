@@ -326,7 +326,8 @@ class Restorer:
             if channel not in self._busy and self._is_incomplete(channel, transport):
                 restoring = self._restore_or_blame(channel, transport)
                 # Not create_task(): an eager task factory would run it before it is known.
-                self._busy[channel] = asyncio.Task(restoring, name=f"leveret recovery of channel {channel}")
+                self._busy[channel] = task = asyncio.Task(restoring, name=f"leveret recovery of channel {channel}")
+                task.add_done_callback(functools.partial(self._on_task_done, channel, transport))
 
     def _is_incomplete(self, channel: WiredChannel, transport: Transport) -> bool:
         return self._registry.incomplete(channel, is_open=channel.is_open_on(transport))
@@ -338,10 +339,11 @@ class Restorer:
             _on_no_channel(transport, exc)
             if transport.is_open and not channel.is_closed:
                 self._log_refusal(self._registry.on_channel_refused(channel, exc))
-        finally:
-            del self._busy[channel]
-            if not self._busy or self._is_incomplete(channel, transport):
-                self._wake.set()
+
+    def _on_task_done(self, channel: WiredChannel, transport: Transport, task: asyncio.Task[None]) -> None:
+        del self._busy[channel]
+        if not self._busy or self._is_incomplete(channel, transport):
+            self._wake.set()
 
     async def _restore_channel(self, channel: WiredChannel, transport: Transport) -> None:
         """A wire, prefetch, consumers; then let those go on who wait for it."""

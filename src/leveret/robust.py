@@ -98,6 +98,7 @@ class RobustConnection(OlderRobustConnection, Connection):
         self._hosts = Hosts(hosts, resolver, kwargs)
         self._login = Login(credentials)
         self._renewal: asyncio.Task[None] | None = None
+        self._former: weakref.WeakSet[Transport] = weakref.WeakSet()  # links whose last words may still be under way
         self._timeout: TimeoutType = None
         self._budget = Budget(self.MAX_WAITING_PUBLISHES, self.MAX_WAITING_BYTES)
         self._server_named: weakref.WeakSet[RobustQueue] = weakref.WeakSet()
@@ -160,6 +161,8 @@ class RobustConnection(OlderRobustConnection, Connection):
             except (AMQPConnectionError, OSError) as exc:
                 errors.append(exc)
             else:
+                if self._transport is not None:
+                    self._former.add(self._transport)
                 self.url, self._parameters, self._transport = host.url, parameters, transport
                 return transport
         if len(errors) == 1 or not any(map(is_retryable, errors)):
@@ -171,6 +174,9 @@ class RobustConnection(OlderRobustConnection, Connection):
         if (renewal := self._renewal) is not None:
             renewal.cancel()
             await asyncio.wait([renewal], timeout=max(0.0, deadline - self.loop.time()))
+        for transport in list(self._former):
+            transport.abort(normal_close())
+            await transport.closed(deadline)
 
     def _set_closed(self, error: BaseException | None) -> None:
         if self._closed.done():

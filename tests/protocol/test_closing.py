@@ -20,6 +20,8 @@ from leveret.exceptions import (
     DeliveryLost,
     PublishOutcomeUnknown,
 )
+from leveret.testing import Broker
+from leveret.wire.transport import Transport
 from tests.protocol.kit import hang_up, linked, sockets, turns, until, within
 
 Close, CloseOk = commands.Channel.Close, commands.Channel.CloseOk
@@ -630,3 +632,56 @@ async def test_ready_ends_when_the_connection_is_closed_before_it_was_open() -> 
     await within(connection.close())
     with pytest.raises(ConnectionClosed):
         await within(waiter)
+
+
+# ----------------------------------------------------------------------------------- while it is being connected
+
+
+@pytest.mark.parametrize("how", ["close", "cancel"])
+async def test_close_ends_a_connect_that_waits_for_the_broker(how: str) -> None:
+    is_connected, is_gone = asyncio.Event(), asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        is_connected.set()
+        await reader.read()
+        is_gone.set()
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1") as server:
+        connection = Connection(f"amqp://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+        connecting = asyncio.create_task(connection.connect())
+        await within(is_connected.wait())
+        if how == "cancel":
+            connecting.cancel()
+        await within(connection.close())
+        with pytest.raises(asyncio.CancelledError if how == "cancel" else ConnectionClosed):
+            await within(connecting)
+        await within(is_gone.wait())
+        assert connection.is_closed
+
+
+async def test_a_connect_that_is_cancelled_as_the_connection_opens_is_no_loss(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Broker() as broker:
+        connection, losses = Connection(broker.url), []
+        connection.close_callbacks.add(lambda *args: losses.append(args))
+        connecting = asyncio.create_task(connection.connect())
+        with monkeypatch.context() as patched:
+            on_method = Transport._on_handshake_method
+
+            def cancel_at_the_end(self: Transport, method: Any) -> None:
+                if isinstance(method, commands.Connection.OpenOk):
+                    connecting.cancel()
+                on_method(self, method)
+
+            patched.setattr(Transport, "_on_handshake_method", cancel_at_the_end)
+            with pytest.raises(asyncio.CancelledError):
+                await within(connecting)
+        assert not losses
+        assert not connection.is_closed
+        assert "lost" not in caplog.text
+        await within(connection.connect())
+        assert connection.health().status == "ready"
+        await connection.close()
+        assert len(losses) == 1

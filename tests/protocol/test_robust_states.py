@@ -811,20 +811,94 @@ async def test_it_comes_back_under_an_eager_task_factory_after_recovery_had_noth
             assert not recoveries()
 
 
-async def test_recovery_goes_on_after_somebody_cancelled_its_task() -> None:
-    """Before its first step, and in the middle."""
+def cancel_recoveries() -> None:
+    for task in asyncio.all_tasks():
+        if task.get_name().startswith("leveret recovery"):
+            task.cancel()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with 3.12")
+async def test_a_host_is_found_by_name_under_an_eager_task_factory() -> None:
+    """asyncio's own way to try several addresses fails there, before 3.12.8 and 3.13.1."""
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    async with Server() as server:
+        connection = await within(connect_robust(server.url.replace("127.0.0.1", "localhost")))
+        await within(connection.close())
+
+
+async def test_recovery_goes_on_after_somebody_cancelled_its_task_on_a_link_that_is_there() -> None:
+    """Before its first step."""
     async with robust() as (connection, server):
         await channel_of(connection)
         connection.recovery.hurry()
-        for task in recoveries():
-            task.cancel()
+        cancel_recoveries()
         await turns(5)
         await lost(connection, server)
-        for task in recoveries():
-            task.cancel()
-        await turns(5)
-        connection.recovery.hurry()
         await back(connection, server)
+
+
+async def test_whoever_cancels_recovery_without_a_link_ends_the_connection() -> None:
+    """Who cancels all tasks wants no new ones; and nobody is to wait for ever."""
+    async with robust() as (connection, server):
+        await channel_of(connection)
+        await lost(connection, server)
+        cancel_recoveries()
+        await within(connection.closed())
+        assert connection.state is S.CLOSED
+
+
+async def test_whoever_cancels_recovery_at_the_first_attempt_ends_that() -> None:
+    is_connected = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        is_connected.set()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1") as server:
+        connecting = asyncio.create_task(connect_robust(f"amqp://127.0.0.1:{server.sockets[0].getsockname()[1]}/"))
+        await within(is_connected.wait())
+        cancel_recoveries()
+        with pytest.raises(ConnectionClosed, match="cancelled"):
+            await within(connecting)
+
+
+async def test_a_channel_is_restored_on_the_next_link_when_somebody_cancelled_its_recovery() -> None:
+    async with robust() as (connection, server):
+        channel = await channel_of(connection)
+        is_cancelled = False
+
+        def on_state(_: object, old: object, new: ConnectionState, cause: object) -> None:
+            nonlocal is_cancelled
+            if new is S.RECOVERING and not is_cancelled:
+                is_cancelled = True
+                asyncio.get_running_loop().call_soon(cancel_channels)
+
+        def cancel_channels() -> None:
+            for task in asyncio.all_tasks():
+                if task.get_name().startswith("leveret recovery of"):
+                    task.cancel()
+
+        connection.state_callbacks.add(on_state)
+        await lost(connection, server)
+        server.is_down = False
+        await until(lambda: is_cancelled)
+        await turns(20)
+        await lost(connection, server)
+        await back(connection, server)
+        assert channel.is_live
+
+
+async def test_close_ends_a_former_link_whose_last_words_are_under_way() -> None:
+    async with robust() as (connection, server):
+        first = server.link
+        server.at(commands.Connection.Close, silent)
+        await within(connection.reconnect())
+        assert connection._transport is not None
+        former = [link for link in connection._former if link is not connection._transport]
+        assert former
+        await connection.close()
+        assert all(link._disconnected._is_set for link in former), first
 
 
 async def test_a_restore_in_the_turn_of_close_says_that_it_is_closed() -> None:

@@ -538,3 +538,16 @@ async def test_a_timeout_that_is_none_is_refused(timeout: Any) -> None:
             await rpc.call("m", timeout=timeout)
         assert not server.published
         assert not rpc.futures
+
+
+async def test_no_timer_of_a_call_outlives_the_connection() -> None:
+    async with robust() as (connection, server):
+        rpc = await RPC.create(await channel_of(connection))
+        calling = call(rpc, timeout=3600)
+        await until(lambda: server.keys() == ["m"])
+        reply(rpc, server.link)
+        assert await within(calling) == 1
+        await connection.close()
+        loop: Any = asyncio.get_running_loop()
+        far = [timer for timer in loop._scheduled if not timer.cancelled() and timer.when() > loop.time() + 600]
+        assert not far

@@ -53,7 +53,7 @@ def test_what_the_broker_is_told_without_waiting_goes_out_in_one_write(connect: 
     run(scenario)
 
 
-@pytest.mark.parametrize(("connect", "ceiling"), [(leveret.connect, 420), (leveret.connect_robust, 600)])
+@pytest.mark.parametrize(("connect", "ceiling"), [(leveret.connect, 340), (leveret.connect_robust, 480)])
 def test_connecting_opening_a_channel_and_closing_stay_below_the_ceiling(connect: Connect, ceiling: int) -> None:
     async def scenario(fake: FakeSocket) -> None:
         for _ in range(3):  # caches are warm after the first

@@ -106,6 +106,8 @@ class Calls:
         """The channel is gone."""
         for call in list(self.futures.values()):
             call.lose(error)
+        if all(call.done() for call in self.futures.values()):
+            self._deadlines.end()
 
     def close(self) -> None:
         """Nobody listens for replies any more."""

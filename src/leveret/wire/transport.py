@@ -184,6 +184,7 @@ class Transport(asyncio.BufferedProtocol):
             await self.deadlines.in_time(self._opened, due, self._handshake.overdue)
         except BaseException as exc:
             if self.state is not State.CLOSED:
+                self.state = State.CONNECTING  # even if it has just opened: nobody has it, so nobody loses it
                 self._die(exc if isinstance(exc, Exception) else ConnectionClosed("connecting was cancelled"))
             await self._disconnect()
             raise
@@ -203,7 +204,8 @@ class Transport(asyncio.BufferedProtocol):
                 "ssl_handshake_timeout": p.connect_timeout,
             }
         delay = p.happy_eyeballs_delay
-        if delay is None and not _is_address(p.host):
+        # Under eager tasks asyncio fails at it, before 3.12.8 and 3.13.1.
+        if delay is None and not _is_address(p.host) and self._loop.get_task_factory() is None:
             delay = _HAPPY_EYEBALLS_DELAY
         options: dict[str, Any] = {}
         if isinstance(self._loop, asyncio.BaseEventLoop):  # uvloop has no such thing
