@@ -118,20 +118,16 @@ class Connection(OlderConnection):
         self.connected.set()
 
     async def _open_transport(self, parameters: ConnectionParameters, timeout: TimeoutType) -> Transport:
-        connect = functools.partial(
-            Transport.connect,
-            parameters,
-            on_lost=self._on_lost,
-            on_blocked=self._on_blocked,
-            client_properties=self._client_properties,
-            ssl_context=self._ssl_context,
-            tally=self.tally,
-        )
-        if timeout is None:
-            return await connect()
         try:
             async with asyncio.timeout(timeout):
-                return await connect()
+                return await Transport.connect(
+                    parameters,
+                    on_lost=self._on_lost,
+                    on_blocked=self._on_blocked,
+                    client_properties=self._client_properties,
+                    ssl_context=self._ssl_context,
+                    tally=self.tally,
+                )
         except TimeoutError as exc:
             if isinstance(exc, ConnectTimeout):
                 raise

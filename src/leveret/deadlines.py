@@ -13,6 +13,8 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from leveret.outcome import fail
+
 T = TypeVar("T")
 
 
@@ -65,7 +67,6 @@ class Deadlines:
             if deadline > now:
                 due = min(due, deadline)
             elif not future.done():
-                future.set_exception(late())
-                future.exception()  # marks it as seen: whoever waits may have been cancelled meanwhile
+                fail(future, late())
         if due < math.inf:
             self._set_timer(due)

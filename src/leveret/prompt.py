@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from typing import Any, NoReturn, TypeVar
 
@@ -164,6 +164,14 @@ class PromptEvent:
                 await waiter
             finally:
                 self._waiters.remove(waiter)
+
+
+def start_task(work: Coroutine[Any, Any, T], name: str, *, context: Context | None = None) -> asyncio.Task[T]:
+    """A task that begins in the next turn of the loop, whatever its task factory: whoever starts it knows it by then.
+
+    ``create_task()`` runs its first step at once under an eager factory, and may have come to the end.
+    """
+    return asyncio.Task(work, loop=asyncio.get_running_loop(), name=name, context=context)
 
 
 def raise_soon(error: BaseException) -> None:

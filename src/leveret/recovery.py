@@ -23,6 +23,7 @@ from leveret.exceptions import AMQPConnectionError, AMQPError, ConnectionClosed,
 from leveret.lifecycle import ConnectionState, Event, next_state
 from leveret.log import get_logger, printable
 from leveret.outcome import fail
+from leveret.prompt import start_task
 from leveret.records import ConsumerRecord, Key, Record
 from leveret.registry import Registry, RestorableChannel
 from leveret.restore import ChannelsOf, Restorer
@@ -175,9 +176,7 @@ class Recovery:
             self._begin()
 
     def _begin(self, first: RetryPolicy | None = None) -> None:
-        # Not create_task(): an eager task factory would run it before it is known.
-        running = self._run(first)
-        self._task = asyncio.Task(running, name="leveret recovery", context=self._context)
+        self._task = start_task(self._run(first), "leveret recovery", context=self._context)
         self._task.add_done_callback(self._on_task_done)
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
@@ -217,7 +216,6 @@ class Recovery:
     async def _look_after(self, first: RetryPolicy | None) -> None:
         while not self._is_stopped:
             transport = self.transport
-            is_first = transport is None
             try:
                 if transport is None:
                     transport = await self._link(first, is_first=True)
@@ -225,7 +223,7 @@ class Recovery:
                     await self._calm_down()
                     transport = await self._link(self._retry, is_first=False)
             except Exception as exc:
-                if not is_first and not self._is_stopped:
+                if transport is not None and not self._is_stopped:
                     _log.error("%s: gave up reconnecting: %s", self._owner, printable(str(exc)))
                 self._give_up(exc)
                 return

@@ -27,6 +27,7 @@ from leveret.exceptions import (
     ConnectionClosed,
 )
 from leveret.log import get_logger
+from leveret.prompt import start_task
 from leveret.records import ConsumerRecord, Entity, Key, QueueRecord, Record, queue_key
 from leveret.registry import Registry, RestorableChannel
 from leveret.troubles import Trouble
@@ -325,8 +326,7 @@ class Restorer:
         for channel in self._channels():
             if channel not in self._busy and self._is_incomplete(channel, transport):
                 restoring = self._restore_or_blame(channel, transport)
-                # Not create_task(): an eager task factory would run it before it is known.
-                self._busy[channel] = task = asyncio.Task(restoring, name=f"leveret recovery of channel {channel}")
+                self._busy[channel] = task = start_task(restoring, f"leveret recovery of channel {channel}")
                 task.add_done_callback(functools.partial(self._on_task_done, channel, transport))
 
     def _is_incomplete(self, channel: WiredChannel, transport: Transport) -> bool:

@@ -360,8 +360,6 @@ def make_urls(url: URL | str | Sequence[URL | str] | None, **kwargs: Any) -> lis
 
 def _split_hosts(url: str) -> list[str]:
     """``amqp://user:password@one:5672,two/vhost`` as one URL for each host."""
-    if "," not in url:
-        return [url]
     scheme, separator, rest = url.partition("://")
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     user, at, hosts = authority.rpartition("@")

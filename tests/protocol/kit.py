@@ -18,6 +18,8 @@ import asyncio
 import contextlib
 import contextvars
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -65,6 +67,32 @@ async def hang_up(session: Session) -> None:
     with contextlib.suppress(OSError):  # it has gone already
         session.eof()
     await session.closed()
+
+
+@contextlib.asynccontextmanager
+async def deaf() -> AsyncIterator[tuple[str, asyncio.Event, asyncio.Event]]:
+    """A server that says nothing: its URL, and what is set when a client has come, and when it has gone."""
+    has_come, has_gone = asyncio.Event(), asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        has_come.set()
+        await reader.read()
+        has_gone.set()
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1") as server:
+        yield f"amqp://127.0.0.1:{server.sockets[0].getsockname()[1]}/", has_come, has_gone
+
+
+def run_strictly(script: str) -> subprocess.CompletedProcess[str]:
+    """Run *script* in a Python of its own, with every check on."""
+    return subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
 
 
 def sockets() -> set[str]:

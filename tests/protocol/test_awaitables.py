@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 from unittest.mock import AsyncMock, create_autospec
@@ -15,7 +13,7 @@ from pamqp import commands
 
 from leveret import Exchange, ExchangeType, IncomingMessage, Message
 from leveret.exceptions import MessageNacked
-from tests.protocol.kit import linked, until, within
+from tests.protocol.kit import linked, run_strictly, until, within
 
 
 async def _await(outcome: Any) -> Any:
@@ -198,13 +196,7 @@ print("good")
 @pytest.mark.parametrize("query", ["", "heartbeat=1", "operation_timeout=inf", "interleave=1&happy_eyeballs_delay=0.1"])
 def test_a_round_trip_under_uvloop(query: str) -> None:
     pytest.importorskip("uvloop")
-    run = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", UNDER_UVLOOP.replace("{query}", query)],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    run = run_strictly(UNDER_UVLOOP.replace("{query}", query))
     assert run.stdout == "good\n", run.stderr
 
 
@@ -217,11 +209,5 @@ def test_a_host_name_connects_under_uvloop() -> None:
         'ScriptedPeer.url = property(lambda peer: f"amqp://guest:guest@localhost:{peer.port}/")\n\n'
         "async def main():",
     )
-    run = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    run = run_strictly(script)
     assert run.stdout == "good\n", run.stderr

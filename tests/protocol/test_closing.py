@@ -22,7 +22,7 @@ from leveret.exceptions import (
 )
 from leveret.testing import Broker
 from leveret.wire.transport import Transport
-from tests.protocol.kit import hang_up, linked, sockets, turns, until, within
+from tests.protocol.kit import deaf, hang_up, linked, sockets, turns, until, within
 
 Close, CloseOk = commands.Channel.Close, commands.Channel.CloseOk
 GONE = Close(404, "NOT_FOUND - no queue 'q'", 50, 10)
@@ -639,24 +639,16 @@ async def test_ready_ends_when_the_connection_is_closed_before_it_was_open() -> 
 
 @pytest.mark.parametrize("how", ["close", "cancel"])
 async def test_close_ends_a_connect_that_waits_for_the_broker(how: str) -> None:
-    is_connected, is_gone = asyncio.Event(), asyncio.Event()
-
-    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        is_connected.set()
-        await reader.read()
-        is_gone.set()
-        writer.close()
-
-    async with await asyncio.start_server(say_nothing, "127.0.0.1") as server:
-        connection = Connection(f"amqp://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    async with deaf() as (url, has_come, has_gone):
+        connection = Connection(url)
         connecting = asyncio.create_task(connection.connect())
-        await within(is_connected.wait())
+        await within(has_come.wait())
         if how == "cancel":
             connecting.cancel()
         await within(connection.close())
         with pytest.raises(asyncio.CancelledError if how == "cancel" else ConnectionClosed):
             await within(connecting)
-        await within(is_gone.wait())
+        await within(has_gone.wait())
         assert connection.is_closed
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 
@@ -27,7 +26,7 @@ from leveret.exceptions import (
 )
 from leveret.url import ConnectionParameters
 from leveret.wire.transport import _explain_connect
-from tests.protocol.kit import hang_up, linked, raw_frame, sockets, turns, until, within
+from tests.protocol.kit import hang_up, linked, raw_frame, run_strictly, sockets, turns, until, within
 from tests.support.peer import CAPABILITIES, PeerError, ScriptedPeer, Session
 
 PROPERTIES = {"product": "RabbitMQ", "version": "4.0.5", "capabilities": CAPABILITIES}
@@ -519,13 +518,7 @@ print("good")
 def test_a_cancelled_connect_ends_under_uvloop() -> None:
     """uvloop's create_connection(), when it is cancelled, calls connection_made() at times and no connection_lost()."""
     pytest.importorskip("uvloop")
-    run = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", CANCELLED_UNDER_UVLOOP],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    run = run_strictly(CANCELLED_UNDER_UVLOOP)
     assert run.stdout == "good\n", run.stderr
 
 

@@ -22,7 +22,7 @@ from leveret.exceptions import (
     ConnectionNotAllowed,
     PublishNotSent,
 )
-from tests.protocol.kit import sockets, turns, until, within
+from tests.protocol.kit import deaf, sockets, turns, until, within
 from tests.protocol.robust_kit import (
     QUICK,
     Held,
@@ -811,9 +811,9 @@ async def test_it_comes_back_under_an_eager_task_factory_after_recovery_had_noth
             assert not recoveries()
 
 
-def cancel_recoveries() -> None:
+def cancel_recoveries(of: str = "") -> None:
     for task in asyncio.all_tasks():
-        if task.get_name().startswith("leveret recovery"):
+        if task.get_name().startswith(f"leveret recovery{of}"):
             task.cancel()
 
 
@@ -848,16 +848,9 @@ async def test_whoever_cancels_recovery_without_a_link_ends_the_connection() -> 
 
 
 async def test_whoever_cancels_recovery_at_the_first_attempt_ends_that() -> None:
-    is_connected = asyncio.Event()
-
-    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        is_connected.set()
-        await reader.read()
-        writer.close()
-
-    async with await asyncio.start_server(say_nothing, "127.0.0.1") as server:
-        connecting = asyncio.create_task(connect_robust(f"amqp://127.0.0.1:{server.sockets[0].getsockname()[1]}/"))
-        await within(is_connected.wait())
+    async with deaf() as (url, has_come, _):
+        connecting = asyncio.create_task(connect_robust(url))
+        await within(has_come.wait())
         cancel_recoveries()
         with pytest.raises(ConnectionClosed, match="cancelled"):
             await within(connecting)
@@ -872,12 +865,7 @@ async def test_a_channel_is_restored_on_the_next_link_when_somebody_cancelled_it
             nonlocal is_cancelled
             if new is S.RECOVERING and not is_cancelled:
                 is_cancelled = True
-                asyncio.get_running_loop().call_soon(cancel_channels)
-
-        def cancel_channels() -> None:
-            for task in asyncio.all_tasks():
-                if task.get_name().startswith("leveret recovery of"):
-                    task.cancel()
+                asyncio.get_running_loop().call_soon(cancel_recoveries, " of channel")
 
         connection.state_callbacks.add(on_state)
         await lost(connection, server)
@@ -891,14 +879,12 @@ async def test_a_channel_is_restored_on_the_next_link_when_somebody_cancelled_it
 
 async def test_close_ends_a_former_link_whose_last_words_are_under_way() -> None:
     async with robust() as (connection, server):
-        first = server.link
         server.at(commands.Connection.Close, silent)
         await within(connection.reconnect())
-        assert connection._transport is not None
-        former = [link for link in connection._former if link is not connection._transport]
-        assert former
+        (former,) = connection._former
+        assert former is not connection._transport
         await connection.close()
-        assert all(link._disconnected._is_set for link in former), first
+        assert former._disconnected._is_set
 
 
 async def test_a_restore_in_the_turn_of_close_says_that_it_is_closed() -> None:

@@ -226,29 +226,25 @@ async def test_a_cancellation_that_was_taken_back_loses_nothing(bench):
     assert bench.names == [2, 3]
 
 
-def test_a_loop_that_is_closed_before_the_connection_complains_of_no_task_that_does_nothing(caplog):
+def close_a_loop_after(job):
     async def work():
         bench = Bench()
-        bench.hand.add(bench.job(1))
+        bench.hand.add(job(bench, 1))
         await asyncio.sleep(0)
 
     loop = asyncio.new_event_loop()
     loop.run_until_complete(work())
     loop.close()
     gc.collect()
+
+
+def test_a_loop_that_is_closed_before_the_connection_complains_of_no_task_that_does_nothing(caplog):
+    close_a_loop_after(Bench.job)
     assert caplog.text == ""
 
 
 def test_a_loop_that_is_closed_complains_of_a_callback_that_waits(caplog):
-    async def work():
-        bench = Bench()
-        bench.hand.add(bench.suspending(1))
-        await asyncio.sleep(0)
-
-    loop = asyncio.new_event_loop()
-    loop.run_until_complete(work())
-    loop.close()
-    gc.collect()
+    close_a_loop_after(Bench.suspending)
     assert "Task was destroyed but it is pending" in caplog.text
 
 

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any, TypeAlias
 
-from leveret.prompt import Prompt, Wakeups, will_be_cancelled
+from leveret.prompt import Prompt, Wakeups, start_task, will_be_cancelled
 from leveret.wire.output import Output
 
 Rest: TypeAlias = Generator[Any, Any, None]
@@ -65,8 +65,7 @@ class Hand:
                 parked.set_result(None)
 
     def _start(self) -> None:
-        # Not create_task(): an eager task factory would run it before it is known.
-        self._task = task = asyncio.Task(self._work(), loop=asyncio.get_running_loop(), name="leveret callbacks")
+        self._task = task = start_task(self._work(), "leveret callbacks")
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # nothing is lost with one that does nothing
         task.add_done_callback(self._on_task_done)
 
